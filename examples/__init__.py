@@ -1,0 +1,1 @@
+"""What the library looks like in use. Not part of the distribution."""

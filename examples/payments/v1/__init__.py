@@ -1,0 +1,1 @@
+"""Generated from proto/examples/payments/v1; do not edit."""

@@ -1,0 +1,44 @@
+"""Floor 4: what is known of one method before its first call."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor_pb2 import MethodOptions
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One registered method.
+
+    Args:
+        name: ``/pkg.Service/Method``.
+        streaming: True unless both sides send one message.
+        safe: True where the .proto declares ``idempotency_level = NO_SIDE_EFFECTS``.
+        serialize: turns a reply into its bytes.
+        parse: turns the bytes of a stored reply into what outer interceptors expect to see.
+    """
+
+    name: str
+    streaming: bool
+    safe: bool
+    serialize: Callable[[Any], bytes]
+    parse: Callable[[bytes], Any]
+
+    @classmethod
+    def of(cls, name: str, handler: Handler) -> "Method":
+        """Learn what the handler and, where it is loaded, the method's descriptor tell."""
+        safe, parse = False, bytes
+        try:
+            descriptor = descriptor_pool.Default().FindMethodByName(name[1:].replace("/", "."))
+        except KeyError:
+            pass  # a handler of raw bytes, or of another encoding
+        else:
+            safe = descriptor.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
+            parse = message_factory.GetMessageClass(descriptor.output_type).FromString
+        streaming = bool(handler.request_streaming or handler.response_streaming)
+        return cls(name, streaming, safe, handler.response_serializer or bytes, parse)

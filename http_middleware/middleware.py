@@ -1,0 +1,175 @@
+"""Floor 4: the HTTP door. Pure ASGI: no request object, no task group, no thread between a server and its app.
+
+Two stages on one admission. The *edge* opens it, outside of everything, and writes its metadata on whatever leaves,
+unhandled errors included. The *core* asks for limits and keys where the caller is known: right before the router.
+"""
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from http_middleware.call import Body, ClientGoneError, call_from_scope
+from http_middleware.health import is_probe, render_health
+from http_middleware.render import (
+    kept_metadata,
+    refuse_websocket,
+    render_error,
+    render_reject,
+    render_reply,
+    with_metadata,
+)
+from http_middleware.routes import RouteTable
+from resilience import wire
+from resilience.admission import Admission
+from resilience.health import HealthChecker
+from resilience.pipeline import Pipeline
+from resilience.verdict import Outcome, Reject, Replay, Reply
+
+_ADMISSION = "resilience.admission"
+_STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+
+
+class ResilienceMiddleware:
+    """Guards an ASGI application with a pipeline.
+
+    ``install(app, pipeline)`` is the way for FastAPI and Starlette: it puts each stage in its place. Wrapped around an
+    application by hand, or added with ``add_middleware``, both stages stand where this stands.
+
+    Args:
+        app: the application inside.
+        pipeline: the policies.
+        health: answers ``/health`` and below; None leaves these paths to the application.
+        routes: the application's routes, for policies that name operations; None finds them in ``scope["app"]``.
+        core: False where ``CoreMiddleware`` stands further in.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        pipeline: Pipeline,
+        *,
+        health: HealthChecker | None = None,
+        routes: RouteTable | None = None,
+        core: bool = True,
+    ) -> None:
+        self.app: ASGIApp = CoreMiddleware(app, pipeline) if core else app
+        self._pipeline = pipeline
+        self._health = health
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection; anything but ``http`` and ``websocket`` passes untouched."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+        elif self._health is not None and is_probe(scope):
+            await render_health(self._health, scope, send)
+        elif _ADMISSION in scope:
+            await self.app(scope, receive, send)  # another of us, further out, has opened the call
+        else:
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def send_with_metadata(message: Message) -> None:
+            nonlocal started
+            if message["type"] in _STARTS:
+                started = True
+                message = {**message, "headers": with_metadata(message.get("headers", ()), admission.metadata)}
+            await send(message)
+
+        async with self._pipeline.admit(call_from_scope(scope, self._operation)) as admission:
+            if isinstance(admission.verdict, Reject):
+                await _refuse(admission.verdict, admission, scope, send_with_metadata)
+                return
+            scope[_ADMISSION] = admission
+            try:
+                await self.app(scope, receive, send_with_metadata)
+            except ClientGoneError:
+                pass  # nobody is left to answer
+            except Exception:
+                # Within Starlette the error handler further out has the word, and may be the application's own.
+                if not started and scope["type"] == "http" and "app" not in scope:
+                    await render_error(send_with_metadata)
+                raise
+
+    def _operation(self, scope: Scope) -> str:
+        if self._routes is None:
+            app = scope.get("app")
+            self._routes = RouteTable(getattr(app, "routes", ()))
+            self._routes.verify(self._pipeline.operations())
+        return self._routes.operation(scope)
+
+
+class CoreMiddleware:
+    """The inner stage. Stands inside of authentication, and outside of the router and of error handlers."""
+
+    def __init__(self, app: ASGIApp, pipeline: Pipeline) -> None:
+        self.app = app
+        self._policies = pipeline.core
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask the core policies on the admission that the edge opened."""
+        admission: Admission | None = scope.get(_ADMISSION)
+        if admission is None or admission.asked:
+            await self.app(scope, receive, send)
+            return
+        admission.asked = True
+        call = admission.call
+        if scope["type"] == "http":
+            body = Body(call.metadata, receive)
+            call.payload, receive = body.read, body.receive
+        verdict = await admission.admit(self._policies)
+        if isinstance(verdict, Reject):
+            await _refuse(verdict, admission, scope, send)
+        elif isinstance(verdict, Replay):
+            await render_reply(verdict.reply, send)
+        elif admission.capture and scope["type"] == "http":
+            await self.app(scope, receive, _Recorder(admission, send))
+        else:
+            await self.app(scope, receive, send)
+
+
+class _Recorder:
+    """Watches a reply leave, and settles the admission before its last byte does."""
+
+    __slots__ = ("_admission", "_body", "_headers", "_send", "_status")
+
+    def __init__(self, admission: Admission, send: Send) -> None:
+        self._admission = admission
+        self._send = send
+        self._status = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body: bytearray | None = bytearray()
+
+    async def __call__(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            self._status = message["status"]
+            self._headers = list(message.get("headers", ()))
+        elif kind == "http.response.body":
+            self._keep(message.get("body", b""))
+            if not message.get("more_body", False):
+                await self._settle()
+        else:
+            self._body = None  # a file that the server sends itself, or trailers: not ours to keep
+            await self._settle()
+        await self._send(message)
+
+    def _keep(self, chunk: bytes) -> None:
+        if self._body is not None:
+            self._body += chunk
+            if len(self._body) > self._admission.capture:
+                self._body = None
+
+    async def _settle(self) -> None:
+        reply = None
+        if self._body is not None:
+            reply = Reply("http", self._status, kept_metadata(self._headers), bytes(self._body))
+        final = wire.is_final_http(self._status)
+        await self._admission.settle(Outcome("completed" if final else "failed", reply))
+
+
+async def _refuse(reject: Reject, admission: Admission, scope: Scope, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await refuse_websocket(reject, scope.get("extensions") or (), admission, send)
+    else:
+        await render_reject(reject, admission, send)

@@ -1,0 +1,79 @@
+"""One resilience core for services that speak gRPC and HTTP: limits, idempotency, request context, health.
+
+The doors are ``http_middleware`` and ``grpc_interceptors``; this package imports neither, nor what they need.
+"""
+
+from resilience.admission import Admission, Policy
+from resilience.call import Call, Metadata
+from resilience.caller import api_key
+from resilience.context import (
+    ContextSnapshot,
+    RequestContext,
+    add_request_context,
+    copy_context,
+    get_correlation_id,
+    get_request_context,
+    get_request_id,
+    get_tracing_headers,
+    restore_context,
+    set_context_user,
+)
+from resilience.decisions.quota import Quota, Usage
+from resilience.decisions.readiness import HealthStatus
+from resilience.errors import ConfigurationError, PayloadTooLargeError, ResilienceError, StoreUnavailableError
+from resilience.health import ComponentHealth, HealthChecker, HealthReport
+from resilience.pipeline import Pipeline
+from resilience.policies.idempotency import IdempotencyPolicy
+from resilience.policies.rate_limit import RateLimitPolicy
+from resilience.policies.request_context import RequestContextPolicy
+from resilience.policies.rule import Rule
+from resilience.policies.selective import Selective
+from resilience.stores.base import IdempotencyStore, RateLimitStore, Store
+from resilience.stores.memory import MemoryStore
+from resilience.verdict import PROCEED, Outcome, Reject, Replay, Reply, Verdict
+from resilience.wire import Reason
+
+__all__ = [
+    "PROCEED",
+    "Admission",
+    "Call",
+    "ComponentHealth",
+    "ConfigurationError",
+    "ContextSnapshot",
+    "HealthChecker",
+    "HealthReport",
+    "HealthStatus",
+    "IdempotencyPolicy",
+    "IdempotencyStore",
+    "MemoryStore",
+    "Metadata",
+    "Outcome",
+    "PayloadTooLargeError",
+    "Pipeline",
+    "Policy",
+    "Quota",
+    "RateLimitPolicy",
+    "RateLimitStore",
+    "Reason",
+    "Reject",
+    "Replay",
+    "Reply",
+    "RequestContext",
+    "RequestContextPolicy",
+    "ResilienceError",
+    "Rule",
+    "Selective",
+    "Store",
+    "StoreUnavailableError",
+    "Usage",
+    "Verdict",
+    "add_request_context",
+    "api_key",
+    "copy_context",
+    "get_correlation_id",
+    "get_request_context",
+    "get_request_id",
+    "get_tracing_headers",
+    "restore_context",
+    "set_context_user",
+]

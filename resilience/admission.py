@@ -1,0 +1,134 @@
+"""Floor 2: one call's ticket through the policies. Knows no store, no policy by name, and no wire."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Token
+from typing import Protocol, Self
+
+from resilience.call import Call
+from resilience.caller import Identify, by_caller
+from resilience.context import RequestContext, close_context, open_context
+from resilience.verdict import PROCEED, Outcome, Proceed, Verdict
+
+logger = logging.getLogger("resilience")
+
+Hook = Callable[[Outcome], Awaitable[None]]
+
+
+class Policy(Protocol):
+    """One concern. Asked once per call; a hook on the admission tells it how the call ended, if it must know."""
+
+    async def admit(self, call: Call, admission: "Admission") -> Verdict:
+        """Answer for ``call``. A refusal is a value; an exception is an accident and ends the call as one."""
+        ...
+
+
+class Admission:
+    """The state of one call between the policies, from the door's opening to its closing.
+
+    ``async with`` opens it: the edge policies have spoken when the block is entered, and whatever was promised is
+    settled when it is left. Not to be shared between calls.
+
+    Args:
+        call: the call.
+        edge: policies to ask on entry.
+        identify: finds an unauthenticated caller's identity.
+    """
+
+    __slots__ = (
+        "_edge",
+        "_handed_over",
+        "_hooks",
+        "_identify",
+        "_token",
+        "asked",
+        "call",
+        "capture",
+        "context",
+        "metadata",
+        "settled",
+        "verdict",
+    )
+
+    def __init__(self, call: Call, edge: Sequence[Policy], identify: Identify) -> None:
+        self.call = call
+        self.context = RequestContext()
+        self.verdict: Verdict = PROCEED
+        self.metadata: list[tuple[str, str]] = []
+        """Name and value pairs to add to whatever leaves: reply, refusal or error."""
+        self.capture = 0
+        """How many bytes of the reply a policy needs to see; 0 for none."""
+        self.asked = False
+        """Whether a door has asked the core policies; they are asked once."""
+        self.settled = False
+        self._edge = edge
+        self._identify = identify
+        self._hooks: list[Hook] = []
+        self._token: Token[RequestContext | None] | None = None
+        self._handed_over = False
+
+    def caller(self) -> str:
+        """Name who the call is counted for, as known by now."""
+        return by_caller(self.call, self.context, self._identify)
+
+    def open(self, context: RequestContext) -> None:
+        """Make ``context`` the call's own, until the block is left."""
+        self.context = context
+        self._token = open_context(context)
+
+    def on_settle(self, hook: Hook) -> None:
+        """Have ``hook`` told how the call ended. Last in, first out; each runs, whatever another raises."""
+        self._hooks.append(hook)
+
+    async def admit(self, policies: Sequence[Policy]) -> Verdict:
+        """Ask ``policies`` in order until one does not proceed; keep and return the verdict."""
+        for policy in policies:
+            verdict = await policy.admit(self.call, self)
+            if verdict is not PROCEED:
+                self.verdict = verdict
+                return verdict
+        return PROCEED
+
+    async def settle(self, outcome: Outcome) -> None:
+        """Tell every hook how the call ended. The first outcome holds; later ones change nothing."""
+        if self.settled:
+            return
+        self.settled = True
+        while self._hooks:
+            try:
+                await self._hooks.pop()(outcome)
+            except Exception:
+                # The reply is decided by now, and no accident in here may turn it into an error.
+                logger.exception("A settle hook failed", extra=self.context.log_fields())
+
+    def hand_over(self) -> None:
+        """Leave settling to a task that outlives this block."""
+        self._handed_over = True
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.admit(self._edge)
+        except BaseException:
+            await self._leave(Outcome("failed"))
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            ended: Outcome = _ENDED if isinstance(self.verdict, Proceed) else _REFUSED
+        else:
+            ended = _FAILED if issubclass(kind, Exception) else _CANCELLED
+        await self._leave(ended)
+
+    async def _leave(self, outcome: Outcome) -> None:
+        if not self._handed_over:
+            await self.settle(outcome)
+        if self._token is not None:
+            close_context(self._token)
+            self._token = None
+
+
+_ENDED = Outcome("completed")
+_REFUSED = Outcome("refused")
+_FAILED = Outcome("failed")
+_CANCELLED = Outcome("cancelled")

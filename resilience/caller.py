@@ -1,0 +1,65 @@
+"""Ground floor: who a call is counted for. Nothing a caller sends is used before it is bounded."""
+
+from collections.abc import Callable
+from hashlib import sha256
+from ipaddress import IPv6Address, ip_address
+
+from resilience.call import Call
+from resilience.context import RequestContext
+
+Identify = Callable[[Call], str | None]
+"""Finds the caller's identity in a call, or None where it shows none."""
+
+
+def api_key(name: str = "x-api-key") -> Identify:
+    """Identify callers by a secret they send as metadata; only a digest of it is ever kept.
+
+    The secret is not verified here. Where anybody may make one up, add a rule by address as well.
+
+    Args:
+        name: the metadata's name, lower-case.
+    """
+
+    def identify(call: Call) -> str | None:
+        value = call.metadata.get(name)
+        return sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:32] if value else None
+
+    return identify
+
+
+def by_caller(call: Call, context: RequestContext, identify: Identify) -> str:
+    """Name the caller: the authenticated user, else the identity, else the address.
+
+    The name is unambiguous (``user:`` of tenant ``a`` never equals that of tenant ``b``) but for the store only: it
+    may hold personal data, so it must not reach a log or a label.
+    """
+    if context.user_id is not None:
+        tenant = context.tenant_id or ""
+        return f"user:{len(tenant)}:{tenant}:{context.user_id}"
+    identity = identify(call)
+    if identity is not None:
+        return f"id:{identity}"
+    return by_address(call)
+
+
+def by_address(call: Call) -> str:
+    """Name the caller by its network address; one IPv6 /64 is one caller, since one customer owns all of it."""
+    return f"addr:{address_group(call.peer)}" if call.peer else "addr:"
+
+
+def address_group(address: str) -> str:
+    """Return what an address is counted as: IPv4 whole (mapped into IPv6 or not), IPv6 by its /64.
+
+    What is no address (a host name that a test client reports) counts as itself, cut to 64 characters.
+    """
+    if ":" not in address:
+        return address[:64]
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address[:64]
+    if not isinstance(parsed, IPv6Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return f"{IPv6Address(int(parsed) >> 64 << 64)}/64"

@@ -1,0 +1,65 @@
+"""Floor 2: keeps the leases of running operations alive. One timer for all of them, none when nothing runs."""
+
+import asyncio
+import logging
+
+from resilience.errors import StoreUnavailableError
+from resilience.stores.base import IdempotencyStore
+
+logger = logging.getLogger("resilience")
+
+
+class Heartbeat:
+    """Renews every held lease each third of its length.
+
+    A lease that can't be renewed is not cut short: the owner goes on, and the fence in ``complete`` decides.
+
+    Args:
+        store: whose leases they are.
+        lease: seconds.
+        ttl: seconds that a renewed record is kept.
+    """
+
+    def __init__(self, store: IdempotencyStore, lease: float, ttl: float) -> None:
+        self._store = store
+        self._lease = lease
+        self._ttl = ttl
+        self._held: dict[str, str] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._beating: asyncio.Task[None] | None = None
+
+    def hold(self, key: str, token: str) -> None:
+        """Start renewing ``key`` for the owner of ``token``. Needs a running event loop."""
+        self._held[token] = key
+        loop = asyncio.get_running_loop()
+        if self._timer is None or self._loop is not loop:
+            self._loop = loop
+            self._schedule(loop)
+
+    def drop(self, token: str) -> None:
+        """Stop renewing."""
+        self._held.pop(token, None)
+        if not self._held and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def beat(self) -> None:
+        """Renew every held lease once. A store that is gone is tried again at the next beat."""
+        for token, key in list(self._held.items()):
+            try:
+                renewed = await self._store.renew(key, token, lease=self._lease, ttl=self._ttl)
+            except StoreUnavailableError as error:
+                logger.warning("Leases of running operations could not be renewed: %s", error)
+                return
+            if not renewed and self._held.pop(token, None):
+                logger.warning("A running operation lost its idempotency lease; its reply will not be stored")
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(self._lease / 3, self._on_timer, loop)
+
+    def _on_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self._held:
+            self._beating = loop.create_task(self.beat())
+            self._schedule(loop)

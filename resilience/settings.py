@@ -1,0 +1,36 @@
+"""Floor 3: configuration from the environment, checked before anything starts. Needs pydantic-settings."""
+
+from typing import Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from resilience.errors import ConfigurationError
+
+
+class Settings(BaseSettings):
+    """What an operator may set, each by the environment variable of its name in capitals, or in ``.env``.
+
+    Subclass it to add an application's own. ``Settings.load()`` reads it.
+    """
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore")
+
+    rate_limit_enabled: bool = Field(True, description="Whether rate limits are enforced.")
+    rate_limit_requests: int = Field(100, ge=1, lt=2**31, description="Requests per window and caller.")
+    rate_limit_window: float = Field(60.0, ge=0.001, le=366 * 86400, description="The window, in seconds.")
+    idempotency_ttl: float = Field(86_400.0, ge=1, description="How long replies are kept, in seconds.")
+    idempotency_lease: float = Field(30.0, ge=1, description="After how long a dead worker's key is free, in seconds.")
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment.
+
+        Raises:
+            ConfigurationError: names every variable that is wrong and what is expected; never shows a value.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            wrong = "; ".join(f"{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors() if e["loc"])
+            raise ConfigurationError(f"The environment is wrong. {wrong or error.title}") from None

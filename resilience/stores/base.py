@@ -1,0 +1,83 @@
+"""Floor 1: what a store promises. ``resilience.testing.StoreContract`` holds every store to it.
+
+Every method answers within the store's own deadline or raises ``StoreUnavailableError``. A method that writes
+finishes although its caller is cancelled: an answer that left must be found again.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from resilience.decisions.idempotency import Claim, Takeover
+from resilience.decisions.quota import Quota, Usage
+from resilience.verdict import Reply
+
+
+class Want(NamedTuple):
+    """Units of one quota that a call asks for.
+
+    Args:
+        rule: the rule's name; rules of one name and one subject share their count.
+        subject: who it is counted for.
+        quota: limit and window.
+        cost: units, at least 0; 0 only looks.
+    """
+
+    rule: str
+    subject: str
+    quota: Quota
+    cost: int
+
+
+class RateLimitStore(Protocol):
+    """Counts units."""
+
+    async def acquire(self, wants: Sequence[Want]) -> Sequence[Usage]:
+        """Take all that is wanted or nothing of it, in one atomic step; answer each want in order.
+
+        Where one is denied, the others say what they would have said, and nothing is counted.
+        """
+        ...
+
+    async def reset(self, rule: str, subject: str) -> None:
+        """Forget what one subject used of one rule."""
+        ...
+
+
+class IdempotencyStore(Protocol):
+    """Remembers which operations run and ran. Keys come from ``decisions.idempotency.record_key``."""
+
+    async def claim(
+        self, key: str, token: str, fingerprint: bytes, *, lease: float, ttl: float, takeover: Takeover
+    ) -> Claim:
+        """Ask to run the operation under ``key``.
+
+        Args:
+            token: the claimant's own; a repeated claim with it is granted again.
+            lease: seconds until an owner that does not renew counts as gone.
+            ttl: seconds that the record is kept, at least ``lease``.
+            takeover: what to do with a record whose lease is out.
+        """
+        ...
+
+    async def renew(self, key: str, token: str, *, lease: float, ttl: float) -> bool:
+        """Extend the owner's lease; False where the key is no longer the token's to renew."""
+        ...
+
+    async def complete(self, key: str, token: str, fingerprint: bytes, reply: Reply | None, *, ttl: float) -> bool:
+        """Keep the answer for ``ttl`` seconds; ``reply`` is None where it can't be shown again.
+
+        False where somebody else owns the key: their record stays. A lost record is restored.
+        """
+        ...
+
+    async def release(self, key: str, token: str) -> bool:
+        """Free the key so that a retry runs; False where it is not the token's to free."""
+        ...
+
+
+class Store(RateLimitStore, IdempotencyStore, Protocol):
+    """Both, in one place, with one life."""
+
+    async def aclose(self) -> None:
+        """Let go of what the store holds open. A closed store may refuse every call."""
+        ...

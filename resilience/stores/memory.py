@@ -1,0 +1,169 @@
+"""Floor 1: the embedded default. One process, no tasks, no threads; every method runs without a pause.
+
+Bounded in both halves, and the halves differ at the bound. A count may be forgotten: the least used one goes, so a
+flood of new callers never frees one who is over the limit. A record may not: a new claim is refused instead.
+"""
+
+from array import array
+from collections.abc import Callable, Sequence
+from itertools import islice
+from time import monotonic
+
+from resilience.decisions import sliding_window
+from resilience.decisions.idempotency import Claim, Claimed, Record, Takeover, claimed, decide_claim, may
+from resilience.decisions.quota import Quota, Usage
+from resilience.errors import StoreUnavailableError
+from resilience.stores.base import Want
+from resilience.verdict import Reply
+
+_LOOKED_AT = 4  # Old entries that each new one looks at: expiry keeps pace with growth, at a flat cost.
+_RECORD_BYTES = 600  # About what CPython spends on a record beside its reply's body.
+
+
+class MemoryStore:
+    """Counts and records in this process's memory. Several processes each count alone.
+
+    Args:
+        max_subjects: how many (rule, subject) counts to hold, at least 1; about 0.3 KB each, 0.7 KB at most.
+        max_record_bytes: how much the idempotency records may take, in bytes.
+        clock: seconds that never step back, from any origin.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_subjects: int = 1_000_000,
+        max_record_bytes: int = 256 * 2**20,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._max_subjects = max_subjects
+        self._max_record_bytes = max_record_bytes
+        self._clock = clock
+        # Both are ordered by when an entry was last looked at, so that a look takes from the front.
+        self._counts: dict[tuple[str, str], tuple[Quota, array[int]]] = {}
+        self._records: dict[str, tuple[float, Record]] = {}
+        self._record_bytes = 0
+
+    async def acquire(self, wants: Sequence[Want]) -> Sequence[Usage]:
+        """Take all that is wanted or nothing of it. See ``RateLimitStore``."""
+        now = self._clock()
+        usages = []
+        denied = False
+        for want in wants:
+            held = self._counts.get((want.rule, want.subject))
+            marks = held[1] if held is not None else sliding_window.empty()
+            usage = sliding_window.decide(marks, want.quota, want.cost, now)
+            denied = denied or not usage.allowed
+            usages.append(usage)
+        if not denied:
+            for want in wants:
+                self._charge(want, now)
+        return usages
+
+    async def reset(self, rule: str, subject: str) -> None:
+        """Forget what one subject used of one rule."""
+        self._counts.pop((rule, subject), None)
+
+    def _charge(self, want: Want, now: float) -> None:
+        if not want.cost:
+            return
+        key = (want.rule, want.subject)
+        held = self._counts.get(key)
+        if held is None:
+            self._make_room(now)
+            held = self._counts[key] = (want.quota, sliding_window.empty())
+        sliding_window.charge(held[1], want.quota, want.cost, now)
+
+    def _make_room(self, now: float) -> None:
+        counts = self._counts
+        oldest = list(islice(counts, _LOOKED_AT))
+        for key in oldest:
+            quota, marks = held = counts.pop(key)
+            if sliding_window.expires_at(marks, quota) > now:
+                counts[key] = held
+        if len(counts) >= self._max_subjects:
+            # Of those just looked at, the one that has the least to lose.
+            least = min(islice(reversed(counts), _LOOKED_AT), key=lambda key: counts[key][1][0] / counts[key][0].limit)
+            del counts[least]
+
+    async def claim(
+        self, key: str, token: str, fingerprint: bytes, *, lease: float, ttl: float, takeover: Takeover
+    ) -> Claim:
+        """Ask to run the operation under ``key``. See ``IdempotencyStore``."""
+        now = self._clock()
+        record = self._find(key, now)
+        answer = decide_claim(record, token, fingerprint, takeover, lease, now)
+        if isinstance(answer, Claimed):
+            if record is None:
+                self._expire_records(now)
+                if self._record_bytes + _RECORD_BYTES > self._max_record_bytes:
+                    raise StoreUnavailableError(
+                        f"The memory store holds {self._max_record_bytes} bytes of idempotency records, its bound. "
+                        "Raise max_record_bytes, shorten the ttl, or keep records in Redis."
+                    )
+            self._put(key, claimed(token, answer.epoch, fingerprint, lease, now), now + ttl)
+        return answer
+
+    async def renew(self, key: str, token: str, *, lease: float, ttl: float) -> bool:
+        """Extend the owner's lease. See ``IdempotencyStore``."""
+        now = self._clock()
+        record = self._find(key, now)
+        if record is None or not may("renew", record, token):
+            return False
+        record.lease_until = now + lease
+        self._put(key, record, now + ttl)
+        return True
+
+    async def complete(self, key: str, token: str, fingerprint: bytes, reply: Reply | None, *, ttl: float) -> bool:
+        """Keep the answer for ``ttl`` seconds. See ``IdempotencyStore``."""
+        now = self._clock()
+        record = self._find(key, now)
+        if not may("complete", record, token):
+            return False
+        epoch = record.epoch if record is not None else 1
+        room = self._max_record_bytes - self._record_bytes
+        kept = reply if reply is None or len(reply.body) <= room else None
+        self._put(key, Record(token, epoch, fingerprint, now, done=True, reply=kept), now + ttl)
+        return True
+
+    async def release(self, key: str, token: str) -> bool:
+        """Free the key so that a retry runs. See ``IdempotencyStore``."""
+        record = self._find(key, self._clock())
+        if record is None or not may("release", record, token):
+            return False
+        self._drop(key)
+        return True
+
+    async def aclose(self) -> None:
+        """Do nothing: there is nothing to let go of."""
+
+    def _find(self, key: str, now: float) -> Record | None:
+        held = self._records.get(key)
+        if held is None:
+            return None
+        if held[0] <= now:
+            self._drop(key)
+            return None
+        return held[1]
+
+    def _put(self, key: str, record: Record, expires_at: float) -> None:
+        self._drop(key)
+        self._records[key] = (expires_at, record)
+        self._record_bytes += _size(record)
+
+    def _drop(self, key: str) -> None:
+        held = self._records.pop(key, None)
+        if held is not None:
+            self._record_bytes -= _size(held[1])
+
+    def _expire_records(self, now: float) -> None:
+        for key in list(islice(self._records, _LOOKED_AT)):
+            expires_at, _ = held = self._records.pop(key)
+            if expires_at > now:
+                self._records[key] = held
+            else:
+                self._record_bytes -= _size(held[1])
+
+
+def _size(record: Record) -> int:
+    return _RECORD_BYTES + (len(record.reply.body) if record.reply is not None else 0)
