@@ -17,7 +17,7 @@ _Response = health_pb2.HealthCheckResponse
 _REFRESH = 1.0  # Seconds between two looks at the checks while somebody watches.
 
 
-class HealthService(health_pb2_grpc.HealthServicer):
+class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # its base has no types
     """``grpc.health.v1.Health`` for a checker. Degraded still serves.
 
     Args:

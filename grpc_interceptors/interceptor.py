@@ -27,7 +27,7 @@ EXEMPT = frozenset(
 _MOST_METHODS = 4096  # A generic handler may answer any name, so the cache is bounded.
 
 
-class ResilienceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpcio ships no types for its metaclass
+class ResilienceInterceptor(grpc.aio.ServerInterceptor):
     """Guards a ``grpc.aio`` server: ``grpc.aio.server(interceptors=[..., ResilienceInterceptor(pipeline)])``.
 
     Args:
@@ -45,9 +45,9 @@ class ResilienceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] #
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
+    ) -> Handler | None:
         """Return the guarded handler; an unknown method stays unknown, and no policy hears of it."""
         handler = await continuation(handler_call_details)
         name: str = handler_call_details.method

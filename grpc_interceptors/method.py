@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import MethodOptions
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+if TYPE_CHECKING:
+    Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
+else:
+    Handler = grpc.RpcMethodHandler  # generic for type checkers only
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,8 @@ class Method:
     @classmethod
     def of(cls, name: str, handler: Handler) -> "Method":
         """Learn what the handler and, where it is loaded, the method's descriptor tell."""
-        safe, parse = False, bytes
+        safe = False
+        parse: Callable[[bytes], Any] = bytes
         try:
             descriptor = descriptor_pool.Default().FindMethodByName(name[1:].replace("/", "."))
         except KeyError:

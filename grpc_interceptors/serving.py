@@ -15,7 +15,7 @@ from grpc.aio import AbortError
 
 from grpc_interceptors.call import Pairs, call_from_context
 from grpc_interceptors.context import GuardedContext
-from grpc_interceptors.method import Method
+from grpc_interceptors.method import Handler, Method
 from grpc_interceptors.render import kept_trailers, render_error_reply, render_reject, replayed_trailers
 from resilience import wire
 from resilience.errors import ConfigurationError
@@ -138,13 +138,13 @@ class Serving:
             logger.error("%s failed after its client left", self._method.name, exc_info=task.exception(), extra=fields)
 
 
-def wrap(method: Method, handler: Any, pipeline: Pipeline) -> Any:
+def wrap(method: Method, handler: Handler, pipeline: Pipeline) -> Handler:
     """Return ``handler`` behind ``pipeline``, of the same kind and style.
 
     Raises:
         ConfigurationError: the handler is a plain function, which runs in a thread where no context reaches it.
     """
-    inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
     async def reply_once(request: Any, context: Any) -> Any:
         async with Serving(method, pipeline, request, context) as serving:
@@ -173,13 +173,14 @@ def wrap(method: Method, handler: Any, pipeline: Pipeline) -> Any:
         raise ConfigurationError(
             f"{method.name} is handled by a plain function, which no policy reaches. Make it `async def`."
         )
-    make = {
+    make: Any = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[bool(handler.request_streaming), bool(handler.response_streaming)]
-    return make(guarded, handler.request_deserializer, _exactly(handler.response_serializer))
+    guard: Handler = make(guarded, handler.request_deserializer, _exactly(handler.response_serializer))
+    return guard
 
 
 def _exactly(serializer: Any) -> Any:

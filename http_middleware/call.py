@@ -73,8 +73,11 @@ class Body:
         self._ahead.append({"type": "http.request", "body": body, "more_body": False})
         return body
 
-    async def receive(self) -> Message:
-        """Give what was read ahead, then whatever else comes."""
+    def receiver(self) -> Receive:
+        """Return what the application reads from: nothing in between where nothing was read ahead."""
+        return self._replay if self._ahead else self._receive
+
+    async def _replay(self) -> Message:
         return self._ahead.pop() if self._ahead else await self._receive()
 
 

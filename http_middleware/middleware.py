@@ -109,15 +109,17 @@ class CoreMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask the core policies on the admission that the edge opened."""
         admission: Admission | None = scope.get(_ADMISSION)
-        if admission is None or admission.asked:
+        if admission is None or admission.asked or not self._policies:
             await self.app(scope, receive, send)
             return
         admission.asked = True
-        call = admission.call
         if scope["type"] == "http":
-            body = Body(call.metadata, receive)
-            call.payload, receive = body.read, body.receive
-        verdict = await admission.admit(self._policies)
+            body = Body(admission.call.metadata, receive)
+            admission.call.payload = body.read
+            verdict = await admission.admit(self._policies)
+            receive = body.receiver()
+        else:
+            verdict = await admission.admit(self._policies)
         if isinstance(verdict, Reject):
             await _refuse(verdict, admission, scope, send)
         elif isinstance(verdict, Replay):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fastapi.routing import iter_route_contexts
-from starlette.routing import BaseRoute, compile_path, get_route_path
+from starlette.routing import BaseRoute, compile_path
 from starlette.types import Scope
 
 from resilience.call import UNMATCHED
@@ -40,7 +40,7 @@ class RouteTable:
         method: str = scope["method"] if scope["type"] == "http" else "WEBSOCKET"
         if method == "HEAD":
             method = "GET"
-        path = get_route_path(scope)
+        path = _inner_path(scope)
         return self._static.get((method, path)) or self._by_pattern(method, path) or UNMATCHED
 
     def _by_pattern(self, method: str, path: str) -> str | None:
@@ -61,6 +61,13 @@ class RouteTable:
             raise ConfigurationError(
                 f"Policies name operations that are no route: {', '.join(missing)}. Routes: {known}."
             )
+
+
+def _inner_path(scope: Scope) -> str:
+    """Return the path below ``root_path``, which a server may or may not have put in front. Source: ASGI 2.4, HTTP."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root and path.startswith(root + "/") else path
 
 
 def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, frozenset[str]]]:

@@ -7,7 +7,7 @@ from typing import Protocol, Self
 
 from resilience.call import Call
 from resilience.caller import Identify, by_caller
-from resilience.context import RequestContext, close_context, open_context
+from resilience.context import RequestContext, close_context, get_request_context, open_context
 from resilience.verdict import PROCEED, Outcome, Proceed, Verdict
 
 logger = logging.getLogger("resilience")
@@ -52,7 +52,7 @@ class Admission:
 
     def __init__(self, call: Call, edge: Sequence[Policy], identify: Identify) -> None:
         self.call = call
-        self.context = RequestContext()
+        self.context = _NOBODY
         self.verdict: Verdict = PROCEED
         self.metadata: list[tuple[str, str]] = []
         """Name and value pairs to add to whatever leaves: reply, refusal or error."""
@@ -69,7 +69,7 @@ class Admission:
 
     def caller(self) -> str:
         """Name who the call is counted for, as known by now."""
-        return by_caller(self.call, self.context, self._identify)
+        return by_caller(self.call, self.context or get_request_context(), self._identify)
 
     def open(self, context: RequestContext) -> None:
         """Make ``context`` the call's own, until the block is left."""
@@ -128,6 +128,7 @@ class Admission:
             self._token = None
 
 
+_NOBODY = RequestContext()  # Stands where no policy opened a context; nobody writes to it.
 _ENDED = Outcome("completed")
 _REFUSED = Outcome("refused")
 _FAILED = Outcome("failed")

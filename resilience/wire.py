@@ -124,8 +124,11 @@ def usage_field(usages: Sequence[tuple[str, Usage]]) -> str:
 
 
 def whole_seconds(retry_after: float) -> int:
-    """Round a wait up to the whole seconds that ``retry-after`` counts in; at least 1."""
-    return max(1, ceil(retry_after))
+    """Round a wait up to the whole seconds that ``retry-after`` counts in; at least 1.
+
+    Less than half a millisecond over is not worth a second: a wait of a whole window carries one microsecond more.
+    """
+    return max(1, ceil(retry_after - 0.0005))
 
 
 def pushback_ms(reason: Reason, retry_after: float | None, *, cap: float = 30.0) -> int | None:

@@ -71,6 +71,8 @@ async def serve(settings: PaymentsSettings) -> None:
         await asyncio.gather(http, grpc_server.stop(GRACE))
         await pipeline.drained(GRACE)
         checker.stop()
+        if not http_server.serving.is_set():
+            raise ConfigurationError("The HTTP door did not start; the log above says why.")
 
 
 async def _first(task: asyncio.Task[None], other: Coroutine[Any, Any, bool]) -> None:

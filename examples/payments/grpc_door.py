@@ -17,7 +17,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["PaymentService"].full_name
 Context: TypeAlias = "grpc.aio.ServicerContext[object, object]"
 
 
-class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
+class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):  # type: ignore[misc] # its base has no types
     """Speaks gRPC for the one service object."""
 
     def __init__(self, service: PaymentService) -> None:

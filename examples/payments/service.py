@@ -51,6 +51,7 @@ class PaymentService:
             raise InvalidPaymentError("amount must be 1 to 10^12 minor units")
         if not (len(currency) == 3 and currency.isascii() and currency.isupper()):
             raise InvalidPaymentError("currency must be three capitals, as in ISO 4217")
+        log.info("payment started", amount=amount, currency=currency)
         await asyncio.sleep(self._processing)
         payment = Payment(f"pay_{secrets.token_hex(8)}", amount, currency)
         self._payments[payment.id] = payment

@@ -6,7 +6,7 @@ Facts
   one window: no window of that length, wherever it starts, ever holds more than the limit.
 - Marks younger than one window lie in at most B + 1 parts, hence at most B + 1 marks, however high the limit.
 - The price is a unit counted up to 1/B of a window too long. Up to B requests a window it is an exact log.
-- A wait is at most one window, because a mark's instant is in the past.
+- A wait is at most one window and a microsecond, because a mark's instant is never ahead.
 
 Time is counted in whole microseconds, so that every store decides alike.
 """

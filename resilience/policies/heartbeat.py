@@ -52,7 +52,7 @@ class Heartbeat:
             except StoreUnavailableError as error:
                 logger.warning("Leases of running operations could not be renewed: %s", error)
                 return
-            if not renewed and self._held.pop(token, None):
+            if not renewed and self._held.pop(token, ""):
                 logger.warning("A running operation lost its idempotency lease; its reply will not be stored")
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -48,6 +48,7 @@ class RateLimitPolicy:
         self.operations = frozenset().union(*(rule.operations or () for rule in self.rules))
         self._store = store
         self._on_outage = on_outage
+        self._policy_field = wire.policy_field([(rule.name, rule.quota) for rule in self.rules])
         names = [rule.name for rule in self.rules]
         if not names or len(set(names)) != len(names):
             raise ConfigurationError(
@@ -71,12 +72,26 @@ class RateLimitPolicy:
             usages = await self._store.acquire(wants)
         except StoreUnavailableError as error:
             return self._without_store(error)
-        admission.metadata += _told(wants, usages)
+        admission.metadata += self._told(wants, usages)
         denied = [usage for usage in usages if not usage.allowed]
         if not denied:
             return PROCEED
         retry_after = max(usage.retry_after for usage in denied)
         return Reject(Reason.RATE_LIMITED, "Too many requests", None if retry_after == inf else retry_after)
+
+    def _told(self, wants: Sequence[Want], usages: Sequence[Usage]) -> tuple[tuple[str, str], ...]:
+        """Return what a reply says of its limits; the classic three speak of the rule that is nearest to its end."""
+        tight = usages[0] if len(usages) == 1 else min(usages, key=_slack)
+        policy = self._policy_field
+        if len(wants) != len(self.rules):
+            policy = wire.policy_field([(want.rule, want.quota) for want in wants])
+        return (
+            (wire.LIMIT, str(tight.limit)),
+            (wire.REMAINING, str(tight.remaining)),
+            (wire.RESET, str(ceil(tight.reset_after))),
+            (wire.RATELIMIT_POLICY, policy),
+            (wire.RATELIMIT, wire.usage_field([(want.rule, usage) for want, usage in zip(wants, usages, strict=True)])),
+        )
 
     def _without_store(self, error: StoreUnavailableError) -> Verdict:
         logger.warning("Rate limits are %s: %s", "not enforced" if self._on_outage == "open" else "refusing", error)
@@ -87,18 +102,6 @@ class RateLimitPolicy:
 
 def _rules(item: Rule | str) -> tuple[Rule, ...]:
     return (item,) if isinstance(item, Rule) else tuple(Rule(quota) for quota in Quota.parse(item))
-
-
-def _told(wants: Sequence[Want], usages: Sequence[Usage]) -> tuple[tuple[str, str], ...]:
-    """Return what a reply says of its limits; the classic three speak of the rule that is nearest to its end."""
-    tight = usages[0] if len(usages) == 1 else min(usages, key=_slack)
-    return (
-        (wire.LIMIT, str(tight.limit)),
-        (wire.REMAINING, str(tight.remaining)),
-        (wire.RESET, str(ceil(tight.reset_after))),
-        (wire.RATELIMIT_POLICY, wire.policy_field([(want.rule, want.quota) for want in wants])),
-        (wire.RATELIMIT, wire.usage_field([(want.rule, usage) for want, usage in zip(wants, usages, strict=True)])),
-    )
 
 
 def _slack(usage: Usage) -> tuple[bool, float, float]:
