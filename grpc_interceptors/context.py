@@ -35,7 +35,9 @@ class GuardedContext:
         "_metadata",
         "_ours",
         "_peer",
+        "_rpc",
         "_theirs",
+        "aborted",
         "status",
     )
 
@@ -47,6 +49,9 @@ class GuardedContext:
         self._theirs: tuple[tuple[str, str | bytes], ...] = ()
         self._held = False
         self._live = True
+        self._rpc: Any = asyncio.current_task()
+        self.aborted = False
+        """Whether the handler aborted, though it may have swallowed what ``abort`` raised."""
         self._details = ""
         self._identities: tuple[Any, Any, Mapping[str, Any]] | None = None
         self.status: grpc.StatusCode | None = None
@@ -56,13 +61,12 @@ class GuardedContext:
         return getattr(self._context, name)
 
     def add_trailers(self, ours: Sequence[tuple[str, str]]) -> None:
-        """Send ``ours`` with whatever ends the RPC. The sequence is read again at the end."""
+        """Send ``ours`` with whatever ends the RPC. The sequence is read anew at each ``tell`` and each abort."""
         self._ours = ours
-        self.tell()
 
     def tell(self) -> None:
         """Hand the trailers, as they are now, to the RPC."""
-        if self._live:
+        if self._alive():
             self._context.set_trailing_metadata(self._merged(()))
 
     def hold(self) -> None:
@@ -75,7 +79,7 @@ class GuardedContext:
 
     async def send_held(self) -> None:
         """Send the recorded abort, if there is one and anybody to send it to. Raises what ``abort`` raises."""
-        if self._held and self._live and self.status is not None:
+        if self._held and self.aborted and self._alive():
             await self._context.abort(self.status, self._details, self._merged(()))
 
     async def refuse(self, code: grpc.StatusCode, details: str) -> NoReturn:
@@ -83,6 +87,11 @@ class GuardedContext:
         self.status, self._details = code, details
         await self._context.abort(code, details, self._merged(()))
         raise AssertionError("abort returned")
+
+    def insist(self) -> None:
+        """Raise what ``abort`` raised, if the handler has swallowed it."""
+        if self.aborted:
+            raise AbortError(self._details)
 
     def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         """Return what the handler set."""
@@ -95,9 +104,9 @@ class GuardedContext:
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Trailers = ()) -> NoReturn:
         """End the RPC with ``code``. Always raises."""
-        self.status, self._details = code, details
+        self.status, self._details, self.aborted = code, details, True
         self._theirs = _merge(self._theirs, tuple(trailing_metadata))
-        if self._held or not self._live:
+        if self._held or not self._alive():
             raise AbortError(details)
         await self._context.abort(code, details, self._merged(()))
         raise AssertionError("abort returned")
@@ -109,7 +118,7 @@ class GuardedContext:
     def set_code(self, code: grpc.StatusCode) -> None:
         """Set the code that the RPC ends with if the handler returns."""
         self.status = None if code is grpc.StatusCode.OK else code
-        if self._live:
+        if self._alive():
             self._context.set_code(code)
 
     def code(self) -> grpc.StatusCode | None:
@@ -119,7 +128,7 @@ class GuardedContext:
     def set_details(self, details: str) -> None:
         """Set the message that goes with the code."""
         self._details = details
-        if self._live:
+        if self._alive():
             self._context.set_details(details)
 
     def details(self) -> str:
@@ -136,7 +145,7 @@ class GuardedContext:
 
     def time_remaining(self) -> float | None:
         """Return the seconds until the client's deadline, or None where it set none; 0 once the RPC is over."""
-        remaining: float | None = self._context.time_remaining() if self._live else 0.0
+        remaining: float | None = self._context.time_remaining() if self._alive() else 0.0
         return remaining
 
     def peer_identities(self) -> Any:
@@ -155,10 +164,13 @@ class GuardedContext:
         """Have ``callback`` called with this context once the RPC is over."""
         self._context.add_done_callback(lambda _context: callback(self))
 
+    def _alive(self) -> bool:
+        # grpc frees the call at the end of the RPC's own task, so from then on nothing of it may be touched.
+        return self._live and not self._rpc.done()
+
     def _known(self) -> tuple[Any, Any, Mapping[str, Any]]:
         if self._identities is None:
-            task = asyncio.current_task()
-            if not self._live or task is None or task.cancelling():
+            if not self._alive():
                 return None, None, {}
             context = self._context
             self._identities = (context.peer_identities(), context.peer_identity_key(), context.auth_context())

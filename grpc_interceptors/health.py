@@ -53,12 +53,13 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # its
         try:
             while True:
                 changed.clear()
+                ending = self._checker.phase in ("draining", "stopped")
                 known = request.service in self._services
                 status = await self._status() if known else _Response.SERVICE_UNKNOWN
                 if status != last:
                     last = status
                     yield _Response(status=status)
-                if self._checker.phase in ("draining", "stopped"):
+                if ending:
                     return
                 try:
                     await asyncio.wait_for(changed.wait(), _REFRESH)

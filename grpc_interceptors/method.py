@@ -21,6 +21,7 @@ class Method:
     Args:
         name: ``/pkg.Service/Method``.
         streaming: True unless both sides send one message.
+        request_streaming: True where the client sends many.
         safe: True where the .proto declares ``idempotency_level = NO_SIDE_EFFECTS``.
         serialize: turns a reply into its bytes.
         parse: turns the bytes of a stored reply into what outer interceptors expect to see.
@@ -28,6 +29,7 @@ class Method:
 
     name: str
     streaming: bool
+    request_streaming: bool
     safe: bool
     serialize: Callable[[Any], bytes]
     parse: Callable[[bytes], Any]
@@ -45,4 +47,4 @@ class Method:
             safe = descriptor.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
             parse = message_factory.GetMessageClass(descriptor.output_type).FromString
         streaming = bool(handler.request_streaming or handler.response_streaming)
-        return cls(name, streaming, safe, handler.response_serializer or bytes, parse)
+        return cls(name, streaming, bool(handler.request_streaming), safe, handler.response_serializer or bytes, parse)

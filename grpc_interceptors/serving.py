@@ -30,6 +30,8 @@ invocation: ContextVar[Pairs | None] = ContextVar("resilience_invocation", defau
 # The reply that is about to leave, and the bytes it must leave as: what is stored is what was sent.
 _exact: ContextVar[tuple[Any, bytes] | None] = ContextVar("resilience_exact", default=None)
 
+_DRAIN_SECONDS, _DRAIN_MESSAGES = 0.1, 100
+
 
 class Serving:
     """One RPC: admitted on entry, and ended on exit with a status that says no more than it should.
@@ -41,7 +43,7 @@ class Serving:
         context: the real servicer context.
     """
 
-    __slots__ = ("_method", "_pipeline", "_request", "_told", "admission", "context")
+    __slots__ = ("_kept", "_method", "_pipeline", "_request", "_told", "admission", "context")
 
     def __init__(self, method: Method, pipeline: Pipeline, request: Any, context: Any) -> None:
         pairs = invocation.get()
@@ -56,16 +58,20 @@ class Serving:
         )
         self.admission = pipeline.admit(call)
         self._told = 0
+        self._kept = False
 
     async def __aenter__(self) -> Self:
         try:
             await self.admission.__aenter__()
+            self.context.add_trailers(self.admission.metadata)
             verdict = self.admission.verdict
             if not isinstance(verdict, Reject):
                 verdict = await self.admission.admit(self._pipeline.core)
-            self.context.add_trailers(self.admission.metadata)
             self._told = len(self.admission.metadata)
+            self.context.tell()
             if isinstance(verdict, Reject):
+                if self._method.request_streaming:
+                    await drain(self._request)
                 await render_reject(verdict, self.admission, self.context)
         except BaseException as error:
             await self.__aexit__(type(error), error)
@@ -76,18 +82,38 @@ class Serving:
         if kind is None:
             if len(self.admission.metadata) != self._told:
                 self.context.tell()
+            await self._settle(self._ended())
             await self.admission.__aexit__(None)
             return
         leaked = isinstance(error, asyncio.CancelledError) and not _is_cancelled()
         accident = leaked or (isinstance(error, Exception) and not isinstance(error, AbortError))
         if accident:
             logger.error("%s failed", self._method.name, exc_info=error, extra=self.admission.context.log_fields())
-        refused = isinstance(self.admission.verdict, Reject)
-        await self.admission.__aexit__(None if refused else kind)
+        if isinstance(self.admission.verdict, Reject):
+            kind = None
+        elif isinstance(error, AbortError):
+            await self._settle(self._ended())
+        await self.admission.__aexit__(kind)
         if accident:
             # Exception text may hold anything; a CancelledError that leaked would leave the client without a status.
             await self.context.refuse(self.context.status or grpc.StatusCode.INTERNAL, "Internal error")
         await self.context.send_held()
+
+    async def _settle(self, outcome: Outcome) -> None:
+        if not self._kept:
+            await self.admission.settle(outcome)
+
+    def _ended(self) -> Outcome:
+        if isinstance(self.admission.verdict, Reject):
+            return Outcome("refused")
+        code = 0 if self.context.status is None else self.context.status.value[0]
+        return Outcome("completed" if wire.is_final_grpc(code) else "failed")
+
+    def exact(self, message: Any) -> Any:
+        """Serialise a reply here, where an error in it can be told, and have it leave as these bytes."""
+        if self.context.status is None:
+            _exact.set((message, self._method.serialize(message)))
+        return message
 
     def replay(self, reply: Reply) -> Any:
         """Return what makes grpc send a stored OK again, byte for byte."""
@@ -98,6 +124,7 @@ class Serving:
 
     async def keep(self, inner: Any) -> Any:
         """Run the handler where its client can't cut it, and return its reply once that is stored."""
+        self._kept = True
         self.admission.hand_over()
         self.context.hold()
         task = self._pipeline.outlive(self._run(inner))
@@ -114,6 +141,7 @@ class Serving:
         settle = self.admission.settle
         try:
             message = await inner(self._request, self.context)
+            self.context.insist()
             data = b"" if self.context.status is not None else self._method.serialize(message)
         except AbortError:
             await settle(self._outcome(b""))
@@ -145,6 +173,7 @@ def wrap(method: Method, handler: Handler, pipeline: Pipeline) -> Handler:
         ConfigurationError: the handler is a plain function, which runs in a thread where no context reaches it.
     """
     inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    writes = bool(handler.response_streaming)  # where a coroutine streams, it writes, and returns nothing
 
     async def reply_once(request: Any, context: Any) -> Any:
         async with Serving(method, pipeline, request, context) as serving:
@@ -155,7 +184,8 @@ def wrap(method: Method, handler: Handler, pipeline: Pipeline) -> Handler:
                 return serving.replay(verdict.reply)
             if serving.admission.capture:
                 return await serving.keep(inner)
-            return await inner(request, serving.context)
+            reply = await inner(request, serving.context)
+            return reply if writes else serving.exact(reply)
 
     async def reply_many(request: Any, context: Any) -> Any:
         async with (
@@ -163,7 +193,7 @@ def wrap(method: Method, handler: Handler, pipeline: Pipeline) -> Handler:
             aclosing(inner(request, serving.context)) as replies,
         ):
             async for reply in replies:
-                yield reply
+                yield serving.exact(reply)
 
     if isasyncgenfunction(inner):
         guarded: Any = reply_many
@@ -192,6 +222,22 @@ def _exactly(serializer: Any) -> Any:
         return data
 
     return serialize
+
+
+async def drain(requests: Any) -> None:
+    """Read what a client still sends, for a moment.
+
+    The aio client of Python reports INTERNAL, without a trailer, where a stream is refused while it writes.
+    """
+    try:
+        async with asyncio.timeout(_DRAIN_SECONDS), aclosing(aiter(requests)) as rest:
+            seen = 0
+            async for _ in rest:
+                seen += 1
+                if seen == _DRAIN_MESSAGES:
+                    return
+    except TimeoutError:
+        return
 
 
 def _is_cancelled() -> bool:

@@ -81,6 +81,13 @@ class Body:
         return self._ahead.pop() if self._ahead else await self._receive()
 
 
+def inner_path(scope: Scope) -> str:
+    """Return the path below ``root_path``, which a server may or may not have put in front. Source: ASGI 2.4, HTTP."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root and path.startswith(root + "/") else path
+
+
 def call_from_scope(scope: Scope, operation: Callable[[Scope], str]) -> Call:
     """Build the call of an ``http`` or ``websocket`` scope; the payload is set where the body can be read."""
     client = scope.get("client")
@@ -94,6 +101,11 @@ def call_from_scope(scope: Scope, operation: Callable[[Scope], str]) -> Call:
         safe=not websocket and scope["method"] in _SAFE,
         resource=partial(_resource, scope),
     )
+
+
+def rename_call(call: Call, scope: Scope, operation: Callable[[Scope], str]) -> None:
+    """Have a call named by the scope as it is further in, where a middleware may have rewritten the path."""
+    call.rename(partial(operation, scope), partial(_resource, scope))
 
 
 def _resource(scope: Scope) -> str:

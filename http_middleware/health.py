@@ -6,6 +6,7 @@ from typing import Any
 
 from starlette.types import Scope, Send
 
+from http_middleware.call import inner_path
 from resilience.decisions.readiness import HealthStatus
 from resilience.health import HealthChecker
 
@@ -14,12 +15,12 @@ PATHS = frozenset({"/health", "/health/live", "/health/ready", "/health/startup"
 
 def is_probe(scope: Scope) -> bool:
     """Tell whether a scope asks for the service's health."""
-    return scope["path"] in PATHS and scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
+    return scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and inner_path(scope) in PATHS
 
 
 async def render_health(checker: HealthChecker, scope: Scope, send: Send) -> None:
     """Answer a probe: ``/health`` and ``/health/live`` for life, ``/ready`` with the full report, ``/startup``."""
-    path: str = scope["path"]
+    path = inner_path(scope)
     content: Mapping[str, Any] = await checker.run_quick()
     status = 200
     if path == "/health/ready":

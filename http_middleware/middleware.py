@@ -6,11 +6,12 @@ unhandled errors included. The *core* asks for limits and keys where the caller 
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from http_middleware.call import Body, ClientGoneError, call_from_scope
+from http_middleware.call import Body, ClientGoneError, call_from_scope, rename_call
 from http_middleware.health import is_probe, render_health
 from http_middleware.render import (
     kept_metadata,
     refuse_websocket,
+    render_client_gone,
     render_error,
     render_reject,
     render_reply,
@@ -24,6 +25,8 @@ from resilience.pipeline import Pipeline
 from resilience.verdict import Outcome, Reject, Replay, Reply
 
 _ADMISSION = "resilience.admission"
+_OPERATION = "resilience.operation"
+_SENT_BY_THE_SERVER = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 _STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
@@ -76,6 +79,7 @@ class ResilienceMiddleware:
                 message = {**message, "headers": with_metadata(message.get("headers", ()), admission.metadata)}
             await send(message)
 
+        scope[_OPERATION] = self._operation
         async with self._pipeline.admit(call_from_scope(scope, self._operation)) as admission:
             if isinstance(admission.verdict, Reject):
                 await _refuse(admission.verdict, admission, scope, send_with_metadata)
@@ -83,8 +87,6 @@ class ResilienceMiddleware:
             scope[_ADMISSION] = admission
             try:
                 await self.app(scope, receive, send_with_metadata)
-            except ClientGoneError:
-                pass  # nobody is left to answer
             except Exception:
                 # Within Starlette the error handler further out has the word, and may be the application's own.
                 if not started and scope["type"] == "http" and "app" not in scope:
@@ -94,8 +96,9 @@ class ResilienceMiddleware:
     def _operation(self, scope: Scope) -> str:
         if self._routes is None:
             app = scope.get("app")
-            self._routes = RouteTable(getattr(app, "routes", ()))
-            self._routes.verify(self._pipeline.operations())
+            routes = RouteTable(getattr(app, "routes", ()))
+            routes.verify(self._pipeline.operations())
+            self._routes = routes
         return self._routes.operation(scope)
 
 
@@ -113,21 +116,34 @@ class CoreMiddleware:
             await self.app(scope, receive, send)
             return
         admission.asked = True
-        if scope["type"] == "http":
+        rename_call(admission.call, scope, scope[_OPERATION])
+        if scope["type"] != "http":
+            verdict = await admission.admit(self._policies)
+        else:
             body = Body(admission.call.metadata, receive)
             admission.call.payload = body.read
-            verdict = await admission.admit(self._policies)
+            try:
+                verdict = await admission.admit(self._policies)
+            except ClientGoneError:
+                await render_client_gone(send)
+                return
             receive = body.receiver()
-        else:
-            verdict = await admission.admit(self._policies)
         if isinstance(verdict, Reject):
             await _refuse(verdict, admission, scope, send)
         elif isinstance(verdict, Replay):
             await render_reply(verdict.reply, send)
         elif admission.capture and scope["type"] == "http":
-            await self.app(scope, receive, _Recorder(admission, send))
+            await self._keep(admission, scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+    async def _keep(self, admission: Admission, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, _Recorder(admission, send))
+        except Exception:
+            # Before the error handler further out answers: who retries on its answer must find the key free.
+            await admission.settle(Outcome("failed"))
+            raise
 
 
 class _Recorder:
@@ -149,12 +165,20 @@ class _Recorder:
             self._headers = list(message.get("headers", ()))
         elif kind == "http.response.body":
             self._keep(message.get("body", b""))
-            if not message.get("more_body", False):
-                await self._settle()
+        elif kind in _SENT_BY_THE_SERVER:
+            self._body = None
         else:
-            self._body = None  # a file that the server sends itself, or trailers: not ours to keep
+            await self._send(message)  # an announcement: the reply is still to come
+            return
+        if kind != "http.response.start" and not message.get("more_body", False):
             await self._settle()
-        await self._send(message)
+        try:
+            await self._send(message)
+        except Exception:
+            # The work is done, though nobody hears of it: a retry must not do it again.
+            self._body = None
+            await self._settle()
+            raise
 
     def _keep(self, chunk: bytes) -> None:
         if self._body is not None:

@@ -84,6 +84,11 @@ async def render_error(send: Send) -> None:
     await _send(send, 500, "application/json", b'{"detail":"Internal Server Error"}')
 
 
+async def render_client_gone(send: Send) -> None:
+    """Answer a request that ended before it was whole: for the middlewares around, since the client is gone."""
+    await _send(send, 400, "application/json", b'{"detail":"The request ended early"}')
+
+
 async def refuse_websocket(reject: Reject, extensions: Iterable[str], admission: Admission, send: Send) -> None:
     """Refuse a handshake: with the HTTP answer where the server can send one, else by closing.
 

@@ -5,48 +5,52 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fastapi.routing import iter_route_contexts
-from starlette.routing import BaseRoute, compile_path
+from starlette.routing import BaseRoute, WebSocketRoute, compile_path
 from starlette.types import Scope
 
+from http_middleware.call import inner_path
 from resilience.call import UNMATCHED
 from resilience.errors import ConfigurationError
 
-_WEBSOCKET = frozenset({"WEBSOCKET"})
+_WEBSOCKET = "WEBSOCKET"
+_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
 
 class RouteTable:
     """Tells the operation of a scope: ``"POST /orders/{id}"`` with every prefix, or ``UNMATCHED``.
 
     Built once from the application's routes, included routers and mounts among them, first match first, as the
-    router itself does. HEAD counts as the GET that answers it.
+    router itself does. HEAD counts as the GET that answers it; a WebSocket route is ``"WEBSOCKET /rooms"``.
     """
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
-        self._static: dict[tuple[str, str], str] = {}
-        self._patterns: list[tuple[re.Pattern[str], frozenset[str], str]] = []
+        # By kind of scope, so that no method of a request can pose as a handshake.
+        self._static: dict[tuple[str, str, str], str] = {}
+        self._patterns: list[tuple[str, re.Pattern[str], dict[str, str]]] = []
         self.operations: set[str] = set()
-        for path, methods in _walk(routes, ""):
+        for kind, path, methods in _walk(routes, ""):
             pattern, template, convertors = compile_path(path)
-            for method in methods:
-                self.operations.add(f"{method} {template}")
-                # A path that an earlier pattern answers too is that pattern's.
-                if not convertors and not self._by_pattern(method, template):
-                    self._static.setdefault((method, template), f"{method} {template}")
+            names = {method: f"{_counted_as(method, methods)} {template}" for method in methods}
+            self.operations.update(names.values())
             if convertors:
-                self._patterns.append((pattern, methods, template))
+                self._patterns.append((kind, pattern, names))
+                continue
+            for method, name in names.items():
+                # A path that an earlier pattern answers too is that pattern's.
+                if not self._by_pattern(kind, method, template):
+                    self._static.setdefault((kind, method, template), name)
 
     def operation(self, scope: Scope) -> str:
         """Return the registered name that ``scope`` is routed to."""
-        method: str = scope["method"] if scope["type"] == "http" else "WEBSOCKET"
-        if method == "HEAD":
-            method = "GET"
-        path = _inner_path(scope)
-        return self._static.get((method, path)) or self._by_pattern(method, path) or UNMATCHED
+        kind: str = scope["type"]
+        method: str = scope["method"] if kind == "http" else _WEBSOCKET
+        path = inner_path(scope)
+        return self._static.get((kind, method, path)) or self._by_pattern(kind, method, path) or UNMATCHED
 
-    def _by_pattern(self, method: str, path: str) -> str | None:
-        for pattern, methods, template in self._patterns:
-            if method in methods and pattern.match(path):
-                return f"{method} {template}"
+    def _by_pattern(self, kind: str, method: str, path: str) -> str | None:
+        for its_kind, pattern, names in self._patterns:
+            if its_kind == kind and method in names and pattern.match(path):
+                return names[method]
         return None
 
     def verify(self, named: Iterable[str]) -> None:
@@ -63,14 +67,8 @@ class RouteTable:
             )
 
 
-def _inner_path(scope: Scope) -> str:
-    """Return the path below ``root_path``, which a server may or may not have put in front. Source: ASGI 2.4, HTTP."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    return path.removeprefix(root) if root and path.startswith(root + "/") else path
-
-
-def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, frozenset[str]]]:
+def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """Yield the kind of scope, the path and the methods of every route."""
     for route in iter_route_contexts(routes):
         path = route.path
         if path is None:
@@ -78,5 +76,13 @@ def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, froze
         inner: Any = getattr(route.route, "routes", None)
         if inner:
             yield from _walk(inner, prefix + path)
+        elif isinstance(route.original_route, WebSocketRoute):
+            yield "websocket", prefix + path, frozenset({_WEBSOCKET})
         elif route.endpoint is not None:
-            yield prefix + path, frozenset(route.methods or _WEBSOCKET)
+            # An endpoint class answers what it has methods for, any other application whatever comes.
+            own = {method for method in _METHODS if hasattr(route.endpoint, method.lower())}
+            yield "http", prefix + path, frozenset(route.methods or own or _METHODS)
+
+
+def _counted_as(method: str, methods: frozenset[str]) -> str:
+    return "GET" if method == "HEAD" and "GET" in methods else method

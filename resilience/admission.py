@@ -94,12 +94,17 @@ class Admission:
         if self.settled:
             return
         self.settled = True
+        interrupted: BaseException | None = None
         while self._hooks:
             try:
                 await self._hooks.pop()(outcome)
             except Exception:
                 # The reply is decided by now, and no accident in here may turn it into an error.
                 logger.exception("A settle hook failed", extra=self.context.log_fields())
+            except BaseException as error:
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
 
     def hand_over(self) -> None:
         """Leave settling to a task that outlives this block."""
@@ -121,11 +126,13 @@ class Admission:
         await self._leave(ended)
 
     async def _leave(self, outcome: Outcome) -> None:
-        if not self._handed_over:
-            await self.settle(outcome)
-        if self._token is not None:
-            close_context(self._token)
-            self._token = None
+        try:
+            if not self._handed_over:
+                await self.settle(outcome)
+        finally:
+            if self._token is not None:
+                close_context(self._token)
+                self._token = None
 
 
 _NOBODY = RequestContext()  # Stands where no policy opened a context; nobody writes to it.

@@ -70,6 +70,10 @@ class Call:
             self._operation = resolve if isinstance(resolve, str) else resolve()
         return self._operation
 
+    def rename(self, operation: str | Callable[[], str], resource: Callable[[], str]) -> None:
+        """Take what the door now knows of the target: something on the way in may have rewritten it."""
+        self._resolve, self._operation, self.resource = operation, None, resource
+
 
 UNMATCHED = "unmatched"
 """The operation of every call that no registered route or method answers: one name, so a caller can't make new ones."""

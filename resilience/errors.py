@@ -26,3 +26,15 @@ class PayloadTooLargeError(ResilienceError):
     def __init__(self, limit: int) -> None:
         super().__init__(f"The payload is larger than {limit} bytes.")
         self.limit = limit
+
+
+class ForeignValueError(ResilienceError):
+    """Something that is not ours stands under a key of ours. Never a pass: what it stood for is unknown.
+
+    Args:
+        key: the store's key, which holds hashes only.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"The value under {key} was not written by this library. Delete it, or use another prefix.")
+        self.key = key

@@ -152,10 +152,10 @@ class HealthChecker:
 
     async def run(self) -> HealthReport:
         """Ask every check whose finding is out of date, and report. Never raises."""
-        found = await asyncio.gather(*(self._find(probe) for probe in self._probes.values()))
-        status = readiness.decide(
-            self.phase, ((one.status, probe.critical) for one, probe in zip(found, self._probes.values(), strict=True))
-        )
+        probes = list(self._probes.values())
+        found = await asyncio.gather(*(self._find(probe) for probe in probes))
+        judged = ((one.status, probe.critical) for one, probe in zip(found, probes, strict=True))
+        status = readiness.decide(self.phase, judged)
         return HealthReport(status, self.version, self.environment, {one.name: one for one in found})
 
     async def _find(self, probe: _Probe) -> ComponentHealth:
@@ -170,7 +170,9 @@ class HealthChecker:
         left = probe.timeout - (now - probe.started_at)
         await asyncio.wait({task}, timeout=max(0.0, left))
         if task.done():
-            probe.found, probe.task = task.result(), None
+            # A check that lets a cancellation out is one that failed.
+            gone = ComponentHealth(probe.name, HealthStatus.UNHEALTHY, message="Cancelled")
+            probe.found, probe.task = gone if task.cancelled() else task.result(), None
         else:
             # It stays: a second run beside one that hangs would only hang too.
             probe.found = ComponentHealth(probe.name, HealthStatus.UNHEALTHY, probe.timeout * 1000, "Timed out")

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from resilience.errors import ConfigurationError
 
@@ -14,32 +14,82 @@ _TEXT = re.compile(
 )
 
 
+Algorithm = Literal["sliding_window", "sliding_log", "token_bucket", "fixed_window"]
+
+PARTS = 30
+"""How many parts the ``sliding_window`` cuts its window into."""
+
+_LONGEST_LOG = 256
+_CALENDAR = {"day": 86400.0, "month": 31 * 86400.0}
+
+
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """At most ``limit`` units in any ``per`` seconds.
+    """At most ``limit`` units in ``per`` seconds.
 
     Args:
         limit: units, 1 to 2**31 - 1.
-        per: the window in seconds, at least 0.001 and at most 366 days.
+        per: the window in seconds, 0.001 to 366 days; left out where there is a ``calendar``.
+        algorithm: ``sliding_window`` never admits more than the limit in any window, in O(1) memory. ``sliding_log``
+            the same, exactly, for limits up to 256. ``token_bucket`` admits ``burst`` at once and then one unit each
+            ``per / limit`` seconds (GCRA). ``fixed_window`` starts anew at each multiple of ``per``, and so admits up
+            to twice the limit around one.
+        burst: units that a full token bucket holds, 1 to ``limit``; for ``token_bucket`` alone, which has no default.
+        calendar: ``day`` or ``month``, in UTC: a fixed window that starts with it.
 
     Raises:
-        ConfigurationError: a value is out of range.
+        ConfigurationError: a value is out of range, or has no meaning for the algorithm.
     """
 
     limit: int
-    per: float
+    per: float = 0.0
+    algorithm: Algorithm = field(default="sliding_window", kw_only=True)
+    burst: int | None = field(default=None, kw_only=True)
+    calendar: Literal["day", "month"] | None = field(default=None, kw_only=True)
     name: str = field(init=False, compare=False)
     """``"100/minute"``, ``"5/10s"``: how the quota is written and, by default, called."""
+    window_us: int = field(init=False, repr=False, compare=False)
+    step_us: int = field(init=False, repr=False, compare=False)
+    """Microseconds of one part of a sliding window, between two entries of a log, between two units of a bucket."""
 
     def __post_init__(self) -> None:
         if isinstance(self.limit, bool) or not isinstance(self.limit, int) or not 1 <= self.limit < 2**31:
-            raise ConfigurationError(
-                f"A quota's limit must be a whole number from 1 to {2**31 - 1}, not {self.limit!r}."
-            )
+            raise ConfigurationError(f"A quota's limit must be a whole number, 1 to {2**31 - 1}, not {self.limit!r}.")
+        if self.calendar is not None:
+            self._set("algorithm", "fixed_window")
+            self._set("per", _CALENDAR[self.calendar])
         if not isfinite(self.per) or not 0.001 <= self.per <= 366 * 86400:
             raise ConfigurationError(f"A quota's window must be 0.001 to {366 * 86400} seconds, not {self.per!r}.")
-        period = next((name for name, seconds in _PERIODS.items() if seconds == self.per), f"{self.per:g}s")
-        object.__setattr__(self, "name", f"{self.limit}/{period}")
+        self._check_algorithm()
+        written = next((name for name, seconds in _PERIODS.items() if seconds == self.per), f"{self.per:g}s")
+        period: str = self.calendar or written
+        self._set("name", f"{self.limit}/{period}")
+        window_us = round(self.per * 1_000_000)
+        shares = {"sliding_window": PARTS, "token_bucket": self.limit, "sliding_log": window_us, "fixed_window": 1}
+        self._set("window_us", window_us)
+        self._set("step_us", -(-window_us // shares[self.algorithm]))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_algorithm(self) -> None:
+        if self.algorithm == "sliding_log" and self.limit > _LONGEST_LOG:
+            raise ConfigurationError(
+                f"A sliding_log keeps every request, so its limit is at most {_LONGEST_LOG}, not {self.limit}. "
+                "Use sliding_window, which keeps the same promise for any limit."
+            )
+        if self.algorithm == "token_bucket" and not (self.burst is not None and 1 <= self.burst <= self.limit):
+            raise ConfigurationError(
+                f"A token_bucket needs a burst of 1 to its limit ({self.limit}), not {self.burst!r}: "
+                "what it admits at once, beside its steady rate."
+            )
+        if self.algorithm != "token_bucket" and self.burst is not None:
+            raise ConfigurationError(f"Only a token_bucket has a burst; this quota is a {self.algorithm}.")
+
+    @property
+    def capacity(self) -> int:
+        """The most units that can be free: the burst of a token bucket, else the limit."""
+        return self.limit if self.burst is None else self.burst
 
     @classmethod
     def parse(cls, text: str) -> "tuple[Quota, ...]":
@@ -64,7 +114,7 @@ class Usage(NamedTuple):
 
     Args:
         allowed: whether the units asked for fit.
-        limit: the quota's limit.
+        limit: the most units that can be free.
         remaining: units still free after this request, never below 0.
         reset_after: seconds until more units are free; 0 when all of them are.
         retry_after: seconds until the same request fits if nothing else is admitted meanwhile; 0 when allowed;

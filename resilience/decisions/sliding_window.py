@@ -7,6 +7,7 @@ Facts
 - Marks younger than one window lie in at most B + 1 parts, hence at most B + 1 marks, however high the limit.
 - The price is a unit counted up to 1/B of a window too long. Up to B requests a window it is an exact log.
 - A wait is at most one window and a microsecond, because a mark's instant is never ahead.
+- ``sliding_log`` is the same with parts of a microsecond: exact, and as many marks as requests.
 
 Time is counted in whole microseconds, so that every store decides alike.
 """
@@ -15,9 +16,6 @@ from array import array
 from math import inf
 
 from resilience.decisions.quota import Quota, Usage
-
-PARTS = 30
-"""B: how many parts a window is cut into."""
 
 Marks = array
 """``array("q")``: the units counted, then pairs of (instant in microseconds, units), oldest first."""
@@ -29,38 +27,42 @@ def empty() -> "Marks[int]":
 
 
 def decide(marks: "Marks[int]", quota: Quota, cost: int, now: float) -> Usage:
-    """Tell what ``quota`` says to ``cost`` more units at ``now``. Drops marks that have passed, charges nothing.
+    """Tell what ``quota`` says to ``cost`` more units at ``now``. Changes nothing.
 
     Args:
         cost: units asked for, at least 0; 0 only looks.
-        now: seconds on the store's clock. A clock that steps back is read as standing still.
+        now: seconds on the store's clock. One that steps back behind the last mark is read as standing still there.
     """
-    now_us, window_us = _instant(marks, now), round(quota.per * 1_000_000)
-    while len(marks) > 1 and marks[1] + window_us <= now_us:
-        marks[0] -= marks[2]
-        del marks[1:3]
-    used, limit = marks[0], quota.limit
+    now_us, window_us, limit = _instant(marks, now), quota.window_us, quota.limit
+    first, used = _live(marks, now_us - window_us)
+    oldest = marks[first] if used else now_us
     if used + cost <= limit:
-        remaining = limit - used - cost
-        oldest = marks[1] if len(marks) > 1 else now_us
-        reset_after = (oldest + window_us - now_us) / 1_000_000 if remaining < limit else 0.0
-        return Usage(True, limit, remaining, reset_after, 0.0)
-    wait = _wait(marks, cost - (limit - used), window_us, now_us) if cost <= limit else inf
-    reset_after = (marks[1] + window_us - now_us) / 1_000_000 if used else 0.0
-    return Usage(False, limit, max(0, limit - used), reset_after, wait)
+        if cost and first + 2 == len(marks) and oldest // quota.step_us == now_us // quota.step_us:
+            oldest = now_us  # the charge will move the only mark
+        reset_after = (oldest + window_us - now_us) / 1_000_000 if used or cost else 0.0
+        return Usage(True, limit, limit - used - cost, reset_after, 0.0)
+    reset_after = (oldest + window_us - now_us) / 1_000_000 if used else 0.0
+    if cost > limit:
+        return Usage(False, limit, limit - used, reset_after, inf)
+    freed, last = marks[first + 1], first
+    while freed < used + cost - limit:
+        last += 2
+        freed += marks[last + 1]
+    # One microsecond more than exact: now + wait is a float sum, and must not round to just before the instant.
+    return Usage(False, limit, limit - used, reset_after, (marks[last] + window_us - now_us + 1) / 1_000_000)
 
 
 def charge(marks: "Marks[int]", quota: Quota, cost: int, now: float) -> None:
-    """Count ``cost`` units at ``now``; ``decide`` has allowed them at the same instant."""
-    if not cost:
-        return
-    now_us, part_us = _instant(marks, now), -(-round(quota.per * 1_000_000) // PARTS)
-    if len(marks) > 1 and marks[-2] // part_us == now_us // part_us:
+    """Count ``cost`` units, at least 1, at ``now``; ``decide`` has allowed them at the same instant."""
+    now_us = _instant(marks, now)
+    first, used = _live(marks, now_us - quota.window_us)
+    del marks[1:first]
+    if len(marks) > 1 and marks[-2] // quota.step_us == now_us // quota.step_us:
         marks[-2] = now_us
         marks[-1] += cost
     else:
         marks.extend((now_us, cost))
-    marks[0] += cost
+    marks[0] = used + cost
 
 
 def expires_at(marks: "Marks[int]", quota: Quota) -> float:
@@ -68,16 +70,20 @@ def expires_at(marks: "Marks[int]", quota: Quota) -> float:
     return marks[-2] / 1_000_000 + quota.per if len(marks) > 1 else 0.0
 
 
+def used_share(marks: "Marks[int]", quota: Quota, _now: float) -> float:
+    """Return how much of the quota is used, 0 to 1, as of the last look."""
+    return marks[0] / quota.limit
+
+
 def _instant(marks: "Marks[int]", now: float) -> int:
     now_us = round(now * 1_000_000)
     return max(now_us, marks[-2]) if len(marks) > 1 else now_us
 
 
-def _wait(marks: "Marks[int]", surplus: int, window_us: int, now_us: int) -> float:
-    """Return the seconds until the oldest marks that hold ``surplus`` units have passed."""
-    index, freed = 1, marks[2]
-    while freed < surplus:
-        index += 2
-        freed += marks[index + 1]
-    # One microsecond more than exact: now + wait is a float sum, and must not round to just before the instant.
-    return (marks[index] + window_us - now_us + 1) / 1_000_000
+def _live(marks: "Marks[int]", passed_us: int) -> tuple[int, int]:
+    """Return where the first mark after ``passed_us`` is, and how many units it and the later ones hold."""
+    first, used = 1, marks[0]
+    while first < len(marks) and marks[first] <= passed_us:
+        used -= marks[first + 1]
+        first += 2
+    return first, used

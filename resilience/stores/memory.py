@@ -7,9 +7,9 @@ flood of new callers never frees one who is over the limit. A record may not: a 
 from array import array
 from collections.abc import Callable, Sequence
 from itertools import islice
-from time import monotonic
+from time import monotonic, time
 
-from resilience.decisions import sliding_window
+from resilience.decisions.algorithm import ALGORITHMS
 from resilience.decisions.idempotency import Claim, Claimed, Record, Takeover, claimed, decide_claim, may
 from resilience.decisions.quota import Quota, Usage
 from resilience.errors import StoreUnavailableError
@@ -26,7 +26,8 @@ class MemoryStore:
     Args:
         max_subjects: how many (rule, subject) counts to hold, at least 1; about 0.3 KB each, 0.7 KB at most.
         max_record_bytes: how much the idempotency records may take, in bytes.
-        clock: seconds that never step back, from any origin.
+        clock: seconds that never step back. The default is the time of day when the store was made, and steady
+            from then on, so that calendar windows start when they should and no correction of the clock moves a lease.
     """
 
     def __init__(
@@ -34,11 +35,11 @@ class MemoryStore:
         *,
         max_subjects: int = 1_000_000,
         max_record_bytes: int = 256 * 2**20,
-        clock: Callable[[], float] = monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._max_subjects = max_subjects
         self._max_record_bytes = max_record_bytes
-        self._clock = clock
+        self._clock = clock or _steady_clock()
         # Both are ordered by when an entry was last looked at, so that a look takes from the front.
         self._counts: dict[tuple[str, str], tuple[Quota, array[int]]] = {}
         self._records: dict[str, tuple[float, Record]] = {}
@@ -49,10 +50,16 @@ class MemoryStore:
         now = self._clock()
         usages = []
         denied = False
+        asked: dict[tuple[str, str], int] = {}
         for want in wants:
             held = self._counts.get((want.rule, want.subject))
-            marks = held[1] if held is not None else sliding_window.empty()
-            usage = sliding_window.decide(marks, want.quota, want.cost, now)
+            functions = ALGORITHMS[want.quota.algorithm]
+            state = held[1] if held is not None else functions.empty()
+            cost = want.cost
+            if len(wants) > 1:
+                cost += asked.get((want.rule, want.subject), 0)
+                asked[want.rule, want.subject] = cost
+            usage = functions.decide(state, want.quota, cost, now)
             denied = denied or not usage.allowed
             usages.append(usage)
         if not denied:
@@ -69,22 +76,26 @@ class MemoryStore:
             return
         key = (want.rule, want.subject)
         held = self._counts.get(key)
+        functions = ALGORITHMS[want.quota.algorithm]
         if held is None:
             self._make_room(now)
-            held = self._counts[key] = (want.quota, sliding_window.empty())
-        sliding_window.charge(held[1], want.quota, want.cost, now)
+            held = self._counts[key] = (want.quota, functions.empty())
+        functions.charge(held[1], want.quota, want.cost, now)
 
     def _make_room(self, now: float) -> None:
         counts = self._counts
         oldest = list(islice(counts, _LOOKED_AT))
         for key in oldest:
-            quota, marks = held = counts.pop(key)
-            if sliding_window.expires_at(marks, quota) > now:
+            quota, state = held = counts.pop(key)
+            if ALGORITHMS[quota.algorithm].expires_at(state, quota) > now:
                 counts[key] = held
         if len(counts) >= self._max_subjects:
             # Of those just looked at, the one that has the least to lose.
-            least = min(islice(reversed(counts), _LOOKED_AT), key=lambda key: counts[key][1][0] / counts[key][0].limit)
-            del counts[least]
+            del counts[min(islice(reversed(counts), _LOOKED_AT), key=lambda key: self._used_share(key, now))]
+
+    def _used_share(self, key: tuple[str, str], now: float) -> float:
+        quota, state = self._counts[key]
+        return ALGORITHMS[quota.algorithm].used_share(state, quota, now)
 
     async def claim(
         self, key: str, token: str, fingerprint: bytes, *, lease: float, ttl: float, takeover: Takeover
@@ -121,7 +132,7 @@ class MemoryStore:
         if not may("complete", record, token):
             return False
         epoch = record.epoch if record is not None else 1
-        room = self._max_record_bytes - self._record_bytes
+        room = self._max_record_bytes - self._record_bytes + (0 if record is None else _size(record) - _RECORD_BYTES)
         kept = reply if reply is None or len(reply.body) <= room else None
         self._put(key, Record(token, epoch, fingerprint, now, done=True, reply=kept), now + ttl)
         return True
@@ -163,6 +174,11 @@ class MemoryStore:
                 self._records[key] = held
             else:
                 self._record_bytes -= _size(held[1])
+
+
+def _steady_clock() -> Callable[[], float]:
+    origin = time() - monotonic()
+    return lambda: origin + monotonic()
 
 
 def _size(record: Record) -> int:

@@ -1,0 +1,48 @@
+"""Ground floor: the algorithms by name. Each is the same few functions over a state of its own."""
+
+from array import array
+from collections.abc import Callable
+from typing import NamedTuple
+
+from resilience.decisions import fixed_window, sliding_window, token_bucket
+from resilience.decisions.quota import Algorithm, Quota, Usage
+
+State = array
+
+
+class Functions(NamedTuple):
+    """One algorithm: an empty state, a look at it, a charge, its end of life, and how much of it is used."""
+
+    empty: Callable[[], "State[int]"]
+    decide: Callable[["State[int]", Quota, int, float], Usage]
+    charge: Callable[["State[int]", Quota, int, float], None]
+    expires_at: Callable[["State[int]", Quota], float]
+    used_share: Callable[["State[int]", Quota, float], float]
+
+
+_SLIDING = Functions(
+    sliding_window.empty,
+    sliding_window.decide,
+    sliding_window.charge,
+    sliding_window.expires_at,
+    sliding_window.used_share,
+)
+
+ALGORITHMS: dict[Algorithm, Functions] = {
+    "sliding_window": _SLIDING,
+    "sliding_log": _SLIDING,
+    "token_bucket": Functions(
+        token_bucket.empty,
+        token_bucket.decide,
+        token_bucket.charge,
+        token_bucket.expires_at,
+        token_bucket.used_share,
+    ),
+    "fixed_window": Functions(
+        fixed_window.empty,
+        fixed_window.decide,
+        fixed_window.charge,
+        fixed_window.expires_at,
+        fixed_window.used_share,
+    ),
+}

@@ -1,0 +1,358 @@
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import pytest
+
+from resilience.decisions.readiness import HealthStatus, Phase
+from resilience.errors import ConfigurationError
+from resilience.health import ComponentHealth, Found, HealthChecker, HealthReport
+from resilience.testing import ManualClock
+
+HEALTHY, DEGRADED, UNHEALTHY = HealthStatus.HEALTHY, HealthStatus.DEGRADED, HealthStatus.UNHEALTHY
+
+
+class Gate:
+    """A check that waits to be let through, and counts how often it was begun."""
+
+    def __init__(self, *, stubborn: bool = False) -> None:
+        self.begun = 0
+        self.entered = asyncio.Event()
+        self.opened = asyncio.Event()
+        self.left = asyncio.Event()
+        self._stubborn = stubborn
+
+    async def check(self) -> None:
+        self.begun += 1
+        self.entered.set()
+        while not self.opened.is_set():
+            try:
+                await self.opened.wait()
+            except asyncio.CancelledError:
+                if not self._stubborn:
+                    raise
+        self.left.set()
+
+
+def returns(found: Found) -> Callable[[], Awaitable[Found]]:
+    async def check() -> Found:
+        return found
+
+    return check
+
+
+def raises(error: BaseException) -> Callable[[], Awaitable[Found]]:
+    async def check() -> Found:
+        raise error
+
+    return check
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+def test_a_component_shows_the_members_that_are_set() -> None:
+    assert ComponentHealth("db", HEALTHY).to_dict() == {"status": "healthy"}
+    assert ComponentHealth("db", DEGRADED, 1.23456, "Slow").to_dict() == {
+        "status": "degraded",
+        "latency_ms": 1.23,
+        "message": "Slow",
+    }
+    assert ComponentHealth("db", HEALTHY, 0.0, "").to_dict() == {"status": "healthy", "latency_ms": 0.0, "message": ""}
+
+
+def test_a_report_is_plain_data() -> None:
+    report = HealthReport(DEGRADED, "1.2.3", "test", {"db": ComponentHealth("db", UNHEALTHY, 5.0, "Timed out")})
+    assert report.to_dict() == {
+        "status": "degraded",
+        "version": "1.2.3",
+        "environment": "test",
+        "components": {"db": {"status": "unhealthy", "latency_ms": 5.0, "message": "Timed out"}},
+    }
+    assert HealthReport(HEALTHY, "", "").to_dict()["components"] == {}
+
+
+async def test_a_quick_run_tells_that_the_process_is_alive() -> None:
+    checker = HealthChecker("1.2.3", "test")
+    assert await checker.run_quick() == {"status": "healthy", "version": "1.2.3", "environment": "test"}
+
+
+async def test_a_quick_run_asks_no_check_and_is_healthy_while_the_service_drains() -> None:
+    checker, gate = HealthChecker(), Gate()
+    checker.add_check("db", gate.check)
+    checker.drain()
+    assert (await checker.run_quick())["status"] == "healthy"
+    assert gate.begun == 0
+
+
+async def test_a_service_without_checks_is_healthy() -> None:
+    report = await HealthChecker("1", "e").run()
+    assert report == HealthReport(HEALTHY, "1", "e", {})
+
+
+@pytest.mark.parametrize(
+    ("found", "status"),
+    [
+        (None, HEALTHY),
+        (True, HEALTHY),
+        (False, UNHEALTHY),
+        (ComponentHealth("db", HEALTHY), HEALTHY),
+        (ComponentHealth("db", DEGRADED, 7.0, "Lagging"), DEGRADED),
+        (ComponentHealth("db", UNHEALTHY), UNHEALTHY),
+    ],
+)
+async def test_a_check_answers_by_what_it_returns(found: Found, status: HealthStatus) -> None:
+    checker = HealthChecker()
+    checker.add_check("db", returns(found))
+    report = await checker.run()
+    assert report.status is status
+    assert report.components["db"].status is status
+    if isinstance(found, ComponentHealth):
+        assert report.components["db"] == found
+
+
+async def test_a_sync_check_runs_in_a_thread() -> None:
+    seen: list[int] = []
+
+    def check() -> bool:
+        seen.append(threading.get_ident())
+        return False
+
+    checker = HealthChecker()
+    checker.add_check("disk", check)
+    assert (await checker.run()).status is UNHEALTHY
+    assert seen != [threading.get_ident()]
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("found", [True, False])
+async def test_a_sync_callable_that_returns_an_awaitable_is_awaited(found: bool) -> None:
+    def begin() -> Awaitable[Found]:
+        return returns(found)()
+
+    checker = HealthChecker()
+    checker.add_check("function", begin)
+    checker.add_check("partial", partial(returns(found)))
+    report = await checker.run()
+    expected = HEALTHY if found else UNHEALTHY
+    assert [one.status for one in report.components.values()] == [expected, expected]
+
+
+async def test_the_latency_is_how_long_the_check_took(clock: ManualClock) -> None:
+    async def check() -> None:
+        clock.advance(0.25)
+
+    checker = HealthChecker(clock=clock)
+    checker.add_check("db", check)
+    assert (await checker.run()).to_dict()["components"] == {"db": {"status": "healthy", "latency_ms": 250.0}}
+
+
+async def test_an_exceptions_text_is_for_the_log_and_never_for_the_probe(caplog: pytest.LogCaptureFixture) -> None:
+    checker = HealthChecker()
+    checker.add_check("db", raises(ConnectionError("postgres://admin:hunter2@db.internal")))
+    with caplog.at_level(logging.WARNING, "resilience"):
+        report = await checker.run()
+    shown = json.dumps(report.to_dict())
+    assert report.status is UNHEALTHY
+    assert report.components["db"].message == "ConnectionError"
+    assert "hunter2" not in shown
+    assert "db.internal" not in shown
+    assert "hunter2" in caplog.text
+
+
+async def test_one_failing_check_leaves_the_others_their_say() -> None:
+    checker = HealthChecker()
+    checker.add_check("bad", raises(RuntimeError("x")))
+    checker.add_check("good", returns(True))
+    report = await checker.run()
+    assert [(name, one.status) for name, one in report.components.items()] == [("bad", UNHEALTHY), ("good", HEALTHY)]
+
+
+async def test_a_check_that_ends_in_a_cancellation_of_its_own_is_a_failure_and_stays_one(clock: ManualClock) -> None:
+    checker = HealthChecker(clock=clock)
+    checker.add_check("pool", raises(asyncio.CancelledError()))
+    for _ in range(2):
+        assert (await checker.run()).components["pool"].status is UNHEALTHY
+        clock.advance(2.0)
+
+
+async def test_a_failure_that_is_not_critical_is_a_degradation() -> None:
+    checker = HealthChecker()
+    checker.add_check("cache", returns(False), critical=False)
+    report = await checker.run()
+    assert report.status is DEGRADED
+    assert report.components["cache"].status is UNHEALTHY
+    checker.add_check("db", returns(False))
+    assert (await checker.run()).status is UNHEALTHY
+
+
+async def test_a_check_that_swallows_cancellation_is_bounded_and_not_started_beside_itself(clock: ManualClock) -> None:
+    checker, gate = HealthChecker(timeout=0.05, clock=clock), Gate(stubborn=True)
+    checker.add_check("stuck", gate.check)
+    probes: set[asyncio.Task[HealthReport]] = set()
+    for _ in range(3):
+        probe = asyncio.create_task(checker.run())
+        await asyncio.wait({probe}, timeout=5)
+        probes.add(probe)
+        clock.advance(1.0)
+    bounded = all(probe.done() for probe in probes)
+    gate.opened.set()
+    await gate.left.wait()
+    assert bounded
+    assert gate.begun == 1
+    for probe in probes:
+        assert (await probe).status is UNHEALTHY
+        assert (await probe).to_dict()["components"] == {
+            "stuck": {"status": "unhealthy", "latency_ms": 50.0, "message": "Timed out"}
+        }
+
+
+async def test_a_check_that_recovers_from_hanging_is_heard_again(clock: ManualClock) -> None:
+    checker, gate = HealthChecker(timeout=0.05, clock=clock), Gate()
+    checker.add_check("slow", gate.check)
+    assert (await checker.run()).status is UNHEALTHY
+    gate.opened.set()
+    await gate.left.wait()
+    clock.advance(1.0)
+    assert (await checker.run()).status is HEALTHY
+    assert gate.begun == 1
+    clock.advance(1.0)
+    assert (await checker.run()).status is HEALTHY
+    assert gate.begun == 2
+
+
+async def test_each_check_may_have_a_deadline_of_its_own(clock: ManualClock) -> None:
+    checker, short, long = HealthChecker(timeout=60.0, clock=clock), Gate(), Gate()
+    checker.add_check("short", short.check, timeout=0.05)
+    checker.add_check("long", long.check)
+    run = asyncio.create_task(checker.run())
+    await long.entered.wait()
+    long.opened.set()
+    report = await run
+    assert report.components["short"].to_dict()["message"] == "Timed out"
+    assert report.components["long"].status is HEALTHY
+    short.opened.set()
+    await short.left.wait()
+
+
+async def test_a_deadline_of_zero_is_not_the_checkers(clock: ManualClock) -> None:
+    checker, gate = HealthChecker(timeout=60.0, clock=clock), Gate()
+    checker.add_check("db", gate.check, timeout=0.0)
+    assert (await asyncio.wait_for(checker.run(), 5)).status is UNHEALTHY
+    gate.opened.set()
+    await gate.left.wait()
+
+
+async def test_a_late_probe_waits_only_for_what_is_left_of_the_deadline(clock: ManualClock) -> None:
+    checker, gate = HealthChecker(timeout=60.0, clock=clock), Gate()
+    checker.add_check("db", gate.check)
+    first = asyncio.create_task(checker.run())
+    await gate.entered.wait()
+    clock.advance(60.0)
+    assert (await asyncio.wait_for(checker.run(), 5)).status is UNHEALTHY
+    gate.opened.set()
+    assert (await first).status is HEALTHY
+
+
+async def test_many_probes_are_one_run() -> None:
+    checker, gate = HealthChecker(ttl=0.0), Gate()
+    checker.add_check("db", gate.check)
+    probes = [asyncio.create_task(checker.run()) for _ in range(10)]
+    await gate.entered.wait()
+    gate.opened.set()
+    reports = await asyncio.gather(*probes)
+    assert gate.begun == 1
+    assert all(report.status is HEALTHY for report in reports)
+
+
+async def test_checks_run_at_once() -> None:
+    checker, one, other = HealthChecker(timeout=60.0), Gate(), Gate()
+    checker.add_check("one", one.check)
+    checker.add_check("other", other.check)
+    run = asyncio.create_task(checker.run())
+    await asyncio.gather(one.entered.wait(), other.entered.wait())
+    one.opened.set()
+    other.opened.set()
+    assert (await run).status is HEALTHY
+
+
+async def test_a_probe_that_hangs_up_leaves_the_check_running() -> None:
+    checker, gate = HealthChecker(timeout=60.0, ttl=0.0), Gate()
+    checker.add_check("db", gate.check)
+    gone = asyncio.create_task(checker.run())
+    await gate.entered.wait()
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    gate.opened.set()
+    assert (await checker.run()).status is HEALTHY
+    assert gate.begun == 1
+
+
+async def test_a_finding_holds_for_its_ttl(clock: ManualClock) -> None:
+    found: list[Found] = [True]
+
+    async def check() -> Found:
+        return found[0]
+
+    checker = HealthChecker(ttl=5.0, clock=clock)
+    checker.add_check("db", check)
+    assert (await checker.run()).status is HEALTHY
+    found[0] = False
+    clock.advance(4.999)
+    assert (await checker.run()).status is HEALTHY
+    clock.advance(0.001)
+    assert (await checker.run()).status is UNHEALTHY
+
+
+async def test_a_check_that_is_added_while_a_probe_runs_is_asked_by_the_next() -> None:
+    checker, gate = HealthChecker(timeout=60.0), Gate()
+    checker.add_check("first", gate.check)
+    run = asyncio.create_task(checker.run())
+    await gate.entered.wait()
+    checker.add_check("second", returns(False))
+    gate.opened.set()
+    assert (await run).components["first"].status is HEALTHY
+    assert (await checker.run()).status is UNHEALTHY
+
+
+@pytest.mark.parametrize("phase", ["starting", "draining", "stopped"])
+async def test_a_service_that_does_not_run_is_unready_though_its_checks_are_fine(phase: Phase) -> None:
+    checker = HealthChecker(phase=phase)
+    checker.add_check("db", returns(True))
+    report = await checker.run()
+    assert report.status is UNHEALTHY
+    assert report.components["db"].status is HEALTHY
+
+
+async def test_a_service_goes_through_its_life_and_its_listeners_hear_each_phase() -> None:
+    checker = HealthChecker(phase="starting")
+    heard: list[tuple[str, Phase]] = []
+    checker.subscribe(lambda: heard.append(("one", checker.phase)))
+    checker.subscribe(lambda: heard.append(("other", checker.phase)))
+    statuses = [(await checker.run()).status]
+    for step in (checker.mark_ready, checker.drain, checker.stop):
+        step()
+        statuses.append((await checker.run()).status)
+    assert statuses == [UNHEALTHY, HEALTHY, UNHEALTHY, UNHEALTHY]
+    assert heard == [(who, phase) for phase in ("ready", "draining", "stopped") for who in ("one", "other")]
+
+
+async def test_a_draining_service_is_unready_at_once_though_findings_are_kept(clock: ManualClock) -> None:
+    checker = HealthChecker(clock=clock, ttl=60.0)
+    checker.add_check("db", returns(True))
+    assert (await checker.run()).status is HEALTHY
+    checker.drain()
+    assert (await checker.run()).status is UNHEALTHY
+
+
+def test_a_name_is_given_once() -> None:
+    checker = HealthChecker()
+    checker.add_check("db", returns(True))
+    with pytest.raises(ConfigurationError, match="'db'"):
+        checker.add_check("db", returns(False))
