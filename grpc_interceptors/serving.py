@@ -18,7 +18,7 @@ from grpc_interceptors.context import GuardedContext
 from grpc_interceptors.method import Handler, Method
 from grpc_interceptors.render import kept_trailers, render_error_reply, render_reject, replayed_trailers
 from resilience import wire
-from resilience.errors import ConfigurationError
+from resilience.errors import ConfigurationError, ResilienceError
 from resilience.pipeline import Pipeline
 from resilience.verdict import Outcome, Reject, Replay, Reply
 
@@ -27,8 +27,8 @@ logger = logging.getLogger("resilience")
 invocation: ContextVar[Pairs | None] = ContextVar("resilience_invocation", default=None)
 """The running RPC's metadata, from the interceptor to the handler in one task; asking the context costs 5 us more."""
 
-# The reply that is about to leave, and the bytes it must leave as: what is stored is what was sent.
-_exact: ContextVar[tuple[Any, bytes] | None] = ContextVar("resilience_exact", default=None)
+# From the handler to the serialiser of the same RPC, in one task.
+_serving: ContextVar["Serving | None"] = ContextVar("resilience_serving", default=None)
 
 _DRAIN_SECONDS, _DRAIN_MESSAGES = 0.1, 100
 
@@ -43,7 +43,7 @@ class Serving:
         context: the real servicer context.
     """
 
-    __slots__ = ("_kept", "_method", "_pipeline", "_request", "_told", "admission", "context")
+    __slots__ = ("_kept", "_method", "_pipeline", "_request", "_stored", "_told", "admission", "context")
 
     def __init__(self, method: Method, pipeline: Pipeline, request: Any, context: Any) -> None:
         pairs = invocation.get()
@@ -59,8 +59,11 @@ class Serving:
         self.admission = pipeline.admit(call)
         self._told = 0
         self._kept = False
+        # The reply that is about to leave, and the bytes it must leave as: what is stored is what was sent.
+        self._stored: tuple[Any, bytes] | None = None
 
     async def __aenter__(self) -> Self:
+        _serving.set(self)
         try:
             await self.admission.__aenter__()
             self.context.add_trailers(self.admission.metadata)
@@ -109,17 +112,25 @@ class Serving:
         code = 0 if self.context.status is None else self.context.status.value[0]
         return Outcome("completed" if wire.is_final_grpc(code) else "failed")
 
-    def exact(self, message: Any) -> Any:
-        """Serialise a reply here, where an error in it can be told, and have it leave as these bytes."""
-        if self.context.status is None:
-            _exact.set((message, self._method.serialize(message)))
-        return message
+    def serialize(self, message: Any, serializer: Any) -> bytes:
+        """Turn a reply into its bytes, for grpc; an error in it is told like any other of the handler."""
+        if self._stored is not None and self._stored[0] is message:
+            return self._stored[1]
+        try:
+            data: bytes = message if serializer is None else serializer(message)
+        except Exception as error:
+            fields = self.admission.context.log_fields()
+            logger.exception("%s made a reply that can't be serialised", self._method.name, extra=fields)
+            self.context.set_code(grpc.StatusCode.INTERNAL)
+            self.context.set_details("Internal error")
+            raise ResilienceError("Internal error") from error
+        return data
 
     def replay(self, reply: Reply) -> Any:
         """Return what makes grpc send a stored OK again, byte for byte."""
         self.context.set_trailing_metadata(replayed_trailers(reply))
         message = self._method.parse(reply.body)
-        _exact.set((message, reply.body))
+        self._stored = (message, reply.body)
         return message
 
     async def keep(self, inner: Any) -> Any:
@@ -134,7 +145,7 @@ class Serving:
             self.context.detach()
             task.add_done_callback(self._report)
             raise
-        _exact.set((message, data))
+        self._stored = (message, data)
         return message
 
     async def _run(self, inner: Any) -> tuple[Any, bytes]:
@@ -173,7 +184,6 @@ def wrap(method: Method, handler: Handler, pipeline: Pipeline) -> Handler:
         ConfigurationError: the handler is a plain function, which runs in a thread where no context reaches it.
     """
     inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-    writes = bool(handler.response_streaming)  # where a coroutine streams, it writes, and returns nothing
 
     async def reply_once(request: Any, context: Any) -> Any:
         async with Serving(method, pipeline, request, context) as serving:
@@ -184,8 +194,7 @@ def wrap(method: Method, handler: Handler, pipeline: Pipeline) -> Handler:
                 return serving.replay(verdict.reply)
             if serving.admission.capture:
                 return await serving.keep(inner)
-            reply = await inner(request, serving.context)
-            return reply if writes else serving.exact(reply)
+            return await inner(request, serving.context)
 
     async def reply_many(request: Any, context: Any) -> Any:
         async with (
@@ -193,7 +202,7 @@ def wrap(method: Method, handler: Handler, pipeline: Pipeline) -> Handler:
             aclosing(inner(request, serving.context)) as replies,
         ):
             async for reply in replies:
-                yield serving.exact(reply)
+                yield reply
 
     if isasyncgenfunction(inner):
         guarded: Any = reply_many
@@ -209,15 +218,15 @@ def wrap(method: Method, handler: Handler, pipeline: Pipeline) -> Handler:
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[bool(handler.request_streaming), bool(handler.response_streaming)]
-    guard: Handler = make(guarded, handler.request_deserializer, _exactly(handler.response_serializer))
+    guard: Handler = make(guarded, handler.request_deserializer, _guarded(handler.response_serializer))
     return guard
 
 
-def _exactly(serializer: Any) -> Any:
+def _guarded(serializer: Any) -> Any:
     def serialize(message: Any) -> bytes:
-        exact = _exact.get()
-        if exact is not None and exact[0] is message:
-            return exact[1]
+        serving = _serving.get()
+        if serving is not None:
+            return serving.serialize(message, serializer)
         data: bytes = message if serializer is None else serializer(message)
         return data
 

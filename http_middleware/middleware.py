@@ -65,7 +65,9 @@ class ResilienceMiddleware:
         elif self._health is not None and is_probe(scope):
             await render_health(self._health, scope, send)
         elif _ADMISSION in scope:
-            await self.app(scope, receive, send)  # another of us, further out, has opened the call
+            # Another of us, further out, has opened the call; a mounted application names its own routes.
+            scope[_OPERATION] = self._operation
+            await self.app(scope, receive, send)
         else:
             await self._serve(scope, receive, send)
 
@@ -112,10 +114,10 @@ class CoreMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask the core policies on the admission that the edge opened."""
         admission: Admission | None = scope.get(_ADMISSION)
-        if admission is None or admission.asked or not self._policies:
+        if admission is None or not self._policies or any(asked is self._policies for asked in admission.asked):
             await self.app(scope, receive, send)
             return
-        admission.asked = True
+        admission.asked.append(self._policies)
         rename_call(admission.call, scope, scope[_OPERATION])
         if scope["type"] != "http":
             verdict = await admission.admit(self._policies)

@@ -81,6 +81,7 @@ def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, str, 
         elif route.endpoint is not None:
             # An endpoint class answers what it has methods for, any other application whatever comes.
             own = {method for method in _METHODS if hasattr(route.endpoint, method.lower())}
+            own |= {"HEAD"} if "GET" in own else set()
             yield "http", prefix + path, frozenset(route.methods or own or _METHODS)
 
 

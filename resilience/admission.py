@@ -58,8 +58,8 @@ class Admission:
         """Name and value pairs to add to whatever leaves: reply, refusal or error."""
         self.capture = 0
         """How many bytes of the reply a policy needs to see; 0 for none."""
-        self.asked = False
-        """Whether a door has asked the core policies; they are asked once."""
+        self.asked: list[Sequence[Policy]] = []
+        """Which core policies a door has asked; each are asked once, however often a door stands in the way."""
         self.settled = False
         self._edge = edge
         self._identify = identify

@@ -79,8 +79,9 @@ _current: ContextVar[RequestContext | None] = ContextVar("resilience_context", d
 
 
 def get_request_context() -> RequestContext:
-    """Return the context of the running call; outside of one, an empty one that is falsy. Never raises."""
-    return _current.get() or RequestContext()
+    """Return the context of the running call; outside of one, one without ids, which is falsy. Never raises."""
+    context = _current.get()
+    return context if context is not None else RequestContext()
 
 
 def get_request_id() -> str | None:
@@ -112,6 +113,7 @@ def open_context(context: RequestContext) -> Token[RequestContext | None]:
     waiting = _current.get()
     if waiting is not None and not waiting:
         context.user_id, context.tenant_id = waiting.user_id, waiting.tenant_id
+        waiting.set_user(None)  # adopted once: the next call of this task is another's
     return _current.set(context)
 
 

@@ -156,7 +156,8 @@ class HealthChecker:
         found = await asyncio.gather(*(self._find(probe) for probe in probes))
         judged = ((one.status, probe.critical) for one, probe in zip(found, probes, strict=True))
         status = readiness.decide(self.phase, judged)
-        return HealthReport(status, self.version, self.environment, {one.name: one for one in found})
+        components = {probe.name: one for one, probe in zip(found, probes, strict=True)}
+        return HealthReport(status, self.version, self.environment, components)
 
     async def _find(self, probe: _Probe) -> ComponentHealth:
         now = self._clock()
@@ -191,7 +192,7 @@ async def _ask(probe: _Probe, clock: Callable[[], float]) -> ComponentHealth:
         return ComponentHealth(probe.name, HealthStatus.UNHEALTHY, _ms(clock() - started), type(error).__name__)
     if isinstance(found, ComponentHealth):
         return found
-    status = HealthStatus.HEALTHY if found is None or found is True else HealthStatus.UNHEALTHY
+    status = HealthStatus.HEALTHY if found is None or found else HealthStatus.UNHEALTHY
     return ComponentHealth(probe.name, status, _ms(clock() - started))
 
 

@@ -32,5 +32,6 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            wrong = "; ".join(f"{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors() if e["loc"])
+            prefix = cls.model_config.get("env_prefix", "").upper()
+            wrong = "; ".join(f"{prefix}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors() if e["loc"])
             raise ConfigurationError(f"The environment is wrong. {wrong or error.title}") from None

@@ -140,7 +140,7 @@ def pushback_ms(reason: Reason, retry_after: float | None, *, cap: float = 30.0)
     Source: gRFC A6, "Pushback".
     """
     row = TABLE[reason]
-    if row.retry == "never" or (retry_after is not None and retry_after > cap):
+    if row.retry == "never" or (retry_after is not None and retry_after > cap + 0.0005):
         return -1
     if row.retry == "changed" or retry_after is None:
         return None

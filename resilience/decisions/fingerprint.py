@@ -28,7 +28,7 @@ def canonical(payload: bytes) -> bytes:
     A number with a fraction counts by its text, since a decimal may hold what a float can't; an object that
     names a member twice counts by its bytes, since parsers differ on which one holds.
     """
-    if payload[:1] not in (b"{", b"["):
+    if payload.lstrip()[:1] not in (b"{", b"["):
         return payload
     try:
         value = json.loads(payload, parse_float=_as_text, object_pairs_hook=_members)

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from resilience.errors import ConfigurationError
 
@@ -20,6 +20,7 @@ PARTS = 30
 """How many parts the ``sliding_window`` cuts its window into."""
 
 _LONGEST_LOG = 256
+_FASTEST_BUCKET = 100_000
 _CALENDAR = {"day": 86400.0, "month": 31 * 86400.0}
 
 
@@ -56,6 +57,8 @@ class Quota:
         if isinstance(self.limit, bool) or not isinstance(self.limit, int) or not 1 <= self.limit < 2**31:
             raise ConfigurationError(f"A quota's limit must be a whole number, 1 to {2**31 - 1}, not {self.limit!r}.")
         if self.calendar is not None:
+            if self.calendar not in _CALENDAR or self.per or self.algorithm not in ("sliding_window", "fixed_window"):
+                raise ConfigurationError("A calendar is 'day' or 'month', and stands for the window and the algorithm.")
             self._set("algorithm", "fixed_window")
             self._set("per", _CALENDAR[self.calendar])
         if not isfinite(self.per) or not 0.001 <= self.per <= 366 * 86400:
@@ -73,6 +76,8 @@ class Quota:
         object.__setattr__(self, name, value)
 
     def _check_algorithm(self) -> None:
+        if self.algorithm not in get_args(Algorithm):
+            raise ConfigurationError(f"{self.algorithm!r} is none of {', '.join(get_args(Algorithm))}.")
         if self.algorithm == "sliding_log" and self.limit > _LONGEST_LOG:
             raise ConfigurationError(
                 f"A sliding_log keeps every request, so its limit is at most {_LONGEST_LOG}, not {self.limit}. "
@@ -83,6 +88,8 @@ class Quota:
                 f"A token_bucket needs a burst of 1 to its limit ({self.limit}), not {self.burst!r}: "
                 "what it admits at once, beside its steady rate."
             )
+        if self.algorithm == "token_bucket" and self.limit > self.per * _FASTEST_BUCKET:
+            raise ConfigurationError(f"A token_bucket counts whole microseconds: at most {_FASTEST_BUCKET} a second.")
         if self.algorithm != "token_bucket" and self.burst is not None:
             raise ConfigurationError(f"Only a token_bucket has a burst; this quota is a {self.algorithm}.")
 

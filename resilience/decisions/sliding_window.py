@@ -5,7 +5,7 @@ Facts
 - A mark counts in full until a whole window has passed since its instant, so every unit is counted for at least
   one window: no window of that length, wherever it starts, ever holds more than the limit.
 - Marks younger than one window lie in at most B + 1 parts, hence at most B + 1 marks, however high the limit.
-- The price is a unit counted up to 1/B of a window too long. Up to B requests a window it is an exact log.
+- The price is a unit counted up to 1/B of a window too long. Requests a part or more from each other count exactly.
 - A wait is at most one window and a microsecond, because a mark's instant is never ahead.
 - ``sliding_log`` is the same with parts of a microsecond: exact, and as many marks as requests.
 
@@ -71,7 +71,7 @@ def expires_at(marks: "Marks[int]", quota: Quota) -> float:
 
 
 def used_share(marks: "Marks[int]", quota: Quota, _now: float) -> float:
-    """Return how much of the quota is used, 0 to 1, as of the last look."""
+    """Return how much of the quota is used, 0 to 1, as of the last charge."""
     return marks[0] / quota.limit
 
 

@@ -4,7 +4,8 @@ Facts
 - The whole state is one instant: when the bucket will be full again.
 - In any window it admits at most ``burst`` units and one more for each emission interval in it, so a burst of
   the limit admits up to twice the limit. That is why the burst is always explicit.
-- The emission interval is rounded up to whole microseconds: a rate of 10,000 a second may run 1 % slow, never fast.
+- The emission interval is rounded up to whole microseconds: at 10,000 a second it may run 1 % slow, at 100,000, the
+  most there is, 10 %; never fast.
 
 Source: ITU-T I.371, "Generic Cell Rate Algorithm", the virtual scheduling form.
 """

@@ -15,6 +15,7 @@ count for the same name share nothing, but people read it."""
 
 # What fits a structured-field string without escapes. Source: RFC 8941, 3.3.3.
 _NAME = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]{1,128}")
+_UNFIT = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")
 
 
 def caller(_call: Call, admission: Admission) -> str:
@@ -72,7 +73,8 @@ class Rule:
         self.key = key
         self.operations = None if operations is None else frozenset(operations)
         self.cost = cost
-        self.name = name or " ".join((quota.name, *sorted(self.operations or ())))
+        derived = " ".join((quota.name, *sorted(self.operations or ())))
+        self.name = name or _UNFIT.sub("_", derived)[:128]
         if name is not None and not _NAME.fullmatch(name):
             raise ConfigurationError(
                 f"{name!r} is not a rule's name: use 1 to 128 printable ASCII characters, no quote or backslash."

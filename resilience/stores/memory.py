@@ -1,7 +1,7 @@
 """Floor 1: the embedded default. One process, no tasks, no threads; every method runs without a pause.
 
-Bounded in both halves, and the halves differ at the bound. A count may be forgotten: the least used one goes, so a
-flood of new callers never frees one who is over the limit. A record may not: a new claim is refused instead.
+Bounded in both halves, and the halves differ at the bound. A count may be forgotten: of a few old ones the least used
+goes, so that a flood of new callers hardly frees one who is over the limit. A record may not: a new claim is refused.
 """
 
 from array import array
@@ -12,11 +12,12 @@ from time import monotonic, time
 from resilience.decisions.algorithm import ALGORITHMS
 from resilience.decisions.idempotency import Claim, Claimed, Record, Takeover, claimed, decide_claim, may
 from resilience.decisions.quota import Quota, Usage
-from resilience.errors import StoreUnavailableError
+from resilience.errors import ConfigurationError, StoreUnavailableError
 from resilience.stores.base import Want
 from resilience.verdict import Reply
 
 _LOOKED_AT = 4  # Old entries that each new one looks at: expiry keeps pace with growth, at a flat cost.
+_LOOKED_AT_WHEN_FULL = 256
 _RECORD_BYTES = 600  # About what CPython spends on a record beside its reply's body.
 
 
@@ -28,6 +29,9 @@ class MemoryStore:
         max_record_bytes: how much the idempotency records may take, in bytes.
         clock: seconds that never step back. The default is the time of day when the store was made, and steady
             from then on, so that calendar windows start when they should and no correction of the clock moves a lease.
+
+    Raises:
+        ConfigurationError: a bound is out of range.
     """
 
     def __init__(
@@ -37,6 +41,8 @@ class MemoryStore:
         max_record_bytes: int = 256 * 2**20,
         clock: Callable[[], float] | None = None,
     ) -> None:
+        if max_subjects < 1 or max_record_bytes < 0:
+            raise ConfigurationError("max_subjects must be at least 1, and max_record_bytes at least 0.")
         self._max_subjects = max_subjects
         self._max_record_bytes = max_record_bytes
         self._clock = clock or _steady_clock()
@@ -52,8 +58,8 @@ class MemoryStore:
         denied = False
         asked: dict[tuple[str, str], int] = {}
         for want in wants:
-            held = self._counts.get((want.rule, want.subject))
             functions = ALGORITHMS[want.quota.algorithm]
+            held = self._held(want)
             state = held[1] if held is not None else functions.empty()
             cost = want.cost
             if len(wants) > 1:
@@ -75,12 +81,18 @@ class MemoryStore:
         if not want.cost:
             return
         key = (want.rule, want.subject)
-        held = self._counts.get(key)
+        held = self._held(want)
         functions = ALGORITHMS[want.quota.algorithm]
         if held is None:
             self._make_room(now)
             held = self._counts[key] = (want.quota, functions.empty())
         functions.charge(held[1], want.quota, want.cost, now)
+
+    def _held(self, want: Want) -> "tuple[Quota, array[int]] | None":
+        held = self._counts.get((want.rule, want.subject))
+        # A rule that has changed its algorithm starts anew.
+        same = held is not None and ALGORITHMS[held[0].algorithm] is ALGORITHMS[want.quota.algorithm]
+        return held if same else None
 
     def _make_room(self, now: float) -> None:
         counts = self._counts
@@ -106,7 +118,9 @@ class MemoryStore:
         answer = decide_claim(record, token, fingerprint, takeover, lease, now)
         if isinstance(answer, Claimed):
             if record is None:
-                self._expire_records(now)
+                self._expire_records(now, _LOOKED_AT)
+                if self._record_bytes + _RECORD_BYTES > self._max_record_bytes:
+                    self._expire_records(now, _LOOKED_AT_WHEN_FULL)
                 if self._record_bytes + _RECORD_BYTES > self._max_record_bytes:
                     raise StoreUnavailableError(
                         f"The memory store holds {self._max_record_bytes} bytes of idempotency records, its bound. "
@@ -133,7 +147,7 @@ class MemoryStore:
             return False
         epoch = record.epoch if record is not None else 1
         room = self._max_record_bytes - self._record_bytes + (0 if record is None else _size(record) - _RECORD_BYTES)
-        kept = reply if reply is None or len(reply.body) <= room else None
+        kept = reply if reply is None or _weight(reply) <= room else None
         self._put(key, Record(token, epoch, fingerprint, now, done=True, reply=kept), now + ttl)
         return True
 
@@ -167,8 +181,8 @@ class MemoryStore:
         if held is not None:
             self._record_bytes -= _size(held[1])
 
-    def _expire_records(self, now: float) -> None:
-        for key in list(islice(self._records, _LOOKED_AT)):
+    def _expire_records(self, now: float, most: int) -> None:
+        for key in list(islice(self._records, most)):
             expires_at, _ = held = self._records.pop(key)
             if expires_at > now:
                 self._records[key] = held
@@ -182,4 +196,8 @@ def _steady_clock() -> Callable[[], float]:
 
 
 def _size(record: Record) -> int:
-    return _RECORD_BYTES + (len(record.reply.body) if record.reply is not None else 0)
+    return _RECORD_BYTES + (_weight(record.reply) if record.reply is not None else 0)
+
+
+def _weight(reply: Reply) -> int:
+    return len(reply.body) + sum(len(name) + len(value) + 100 for name, value in reply.metadata)

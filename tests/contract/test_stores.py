@@ -1,15 +1,23 @@
-"""One contract, every store."""
+"""One contract, every store: in memory, on each Redis that is here, on a cluster, with an application's own client."""
 
+import asyncio
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Iterator
 from itertools import count
+
+import pytest
+from redis.asyncio import Redis, RedisCluster
 
 from resilience import MemoryStore
 from resilience.stores.base import Store
+from resilience.stores.redis import RedisStore
 from resilience.testing import ManualClock, StoreContract
+from tests.support.redis_servers import RedisServer, binary, redis_cluster
+
+_names = count()
 
 
 class TestMemoryStore(StoreContract):
-    _names = count()
-
     def setup_method(self) -> None:
         self._clock = ManualClock()
 
@@ -20,4 +28,95 @@ class TestMemoryStore(StoreContract):
         self._clock.advance(seconds)
 
     def unique(self, name: str) -> str:
-        return f"{name}-{next(self._names)}"
+        return f"{name}-{next(_names)}"
+
+
+class OnRedis(StoreContract):
+    """Time is the server's own here, so it really passes; deadlines are long, since machines are slow at times."""
+
+    @pytest.fixture(autouse=True)
+    async def _closing(self) -> AsyncIterator[None]:
+        self._stores: list[RedisStore] = []
+        yield
+        for store in self._stores:
+            await store.aclose()
+
+    @abstractmethod
+    def source(self) -> "str | Redis | RedisCluster":
+        """Return what the store is made from."""
+
+    async def make_store(self) -> Store:
+        store = RedisStore(self.source(), limit_timeout=5, record_timeout=5)
+        self._stores.append(store)
+        return store
+
+    async def advance(self, seconds: float) -> None:
+        await asyncio.sleep(seconds + 0.002)
+
+    def unique(self, name: str) -> str:
+        return f"{name}-{next(_names)}"
+
+
+def serving(version: str) -> Iterator[str]:
+    with asyncio.Runner() as runner:
+        server = runner.run(RedisServer(binary(version)).__aenter__())
+        yield server.url
+        runner.run(server.__aexit__())
+
+
+@pytest.fixture(scope="module")
+def redis_70() -> Iterator[str]:
+    yield from serving("7.0")
+
+
+@pytest.fixture(scope="module")
+def redis_62() -> Iterator[str]:
+    yield from serving("6.2")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    with asyncio.Runner() as runner:
+        servers = redis_cluster(binary())
+        primaries = runner.run(servers.__aenter__())
+        yield f"redis+cluster://127.0.0.1:{primaries[0].port}"
+        runner.run(servers.__aexit__(None, None, None))
+
+
+class TestRedis70(OnRedis):
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_70: str) -> None:
+        self.url = redis_70
+
+    def source(self) -> str:
+        return self.url
+
+
+class TestRedis62(OnRedis):
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_62: str) -> None:
+        self.url = redis_62
+
+    def source(self) -> str:
+        return self.url
+
+
+class TestCluster(OnRedis):
+    @pytest.fixture(autouse=True)
+    def _server(self, cluster: str) -> None:
+        self.url = cluster
+
+    def source(self) -> str:
+        return self.url
+
+
+class TestClientOfTheApplication(OnRedis):
+    @pytest.fixture(autouse=True)
+    async def _server(self, redis_70: str) -> AsyncIterator[None]:
+        self.client = Redis.from_url(redis_70)
+        yield
+        assert await self.client.ping()  # closing the store leaves the application's client as it was
+        await self.client.aclose()
+
+    def source(self) -> "Redis":
+        return self.client

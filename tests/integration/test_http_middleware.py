@@ -8,7 +8,7 @@ from fastapi.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from http_middleware import ResilienceMiddleware, install
-from resilience import MemoryStore, Pipeline, RateLimitPolicy, RequestContextPolicy, Rule
+from resilience import IdempotencyPolicy, MemoryStore, Pipeline, RateLimitPolicy, RequestContextPolicy, Rule
 from resilience.testing import ManualClock
 from tests.integration.http_driver import Wire, connect, http_scope, upload
 
@@ -147,6 +147,34 @@ async def test_a_guarded_application_that_is_mounted_in_a_guarded_one_counts_onc
     assert response.status_code == 200
     assert response.headers.get_list("x-ratelimit-remaining") == ["1"]
     assert len(response.headers.get_list("x-request-id")) == 1
+
+
+async def test_the_limits_of_a_mounted_application_hold_in_one_that_only_gives_ids() -> None:
+    inner = FastAPI()
+    inner.add_api_route("/items/{item}", lambda item: item)
+    install(inner, limited("1/minute", operations=["GET /items/{item}"]))
+    outer = FastAPI()
+    outer.mount("/inner", inner)
+    install(outer, Pipeline())
+    client = connect(outer)
+
+    assert [(await client.get(f"/inner/items/{item}")).status_code for item in range(2)] == [200, 429]
+
+
+async def test_the_keys_of_a_mounted_application_hold_in_one_that_only_limits() -> None:
+    runs: list[str] = []
+    inner = FastAPI()
+    inner.add_api_route("/orders", lambda: runs.append("order"), methods=["POST"])
+    install(inner, Pipeline([IdempotencyPolicy(MemoryStore())]))
+    outer = FastAPI()
+    outer.mount("/inner", inner)
+    install(outer, limited("9/minute"))
+    client = connect(outer, headers={"Idempotency-Key": "key_1"})
+
+    responses = [await client.post("/inner/orders") for _ in range(2)]
+
+    assert [response.headers["x-ratelimit-remaining"] for response in responses] == ["8", "7"]
+    assert runs == ["order"]
 
 
 async def test_added_as_middleware_it_limits_the_route_that_a_rule_names() -> None:

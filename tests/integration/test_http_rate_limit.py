@@ -320,6 +320,17 @@ async def test_head_counts_as_the_get_that_answers_it() -> None:
     assert await statuses(connect(app), "HEAD /items/1", "GET /items/2", "HEAD /items/3") == [200, 200, 429]
 
 
+async def test_head_counts_as_the_get_of_an_endpoint_class_that_answers_it() -> None:
+    class Item(HTTPEndpoint):
+        async def get(self, _request: Request) -> PlainTextResponse:
+            return PlainTextResponse("")
+
+    app = Starlette(routes=[Route("/items/{item}", Item)])
+    install(app, Clocked(Rule("1/minute", operations=["GET /items/{item}"])).pipeline)
+
+    assert await statuses(connect(app), "HEAD /items/1", "HEAD /items/2") == [200, 429]
+
+
 async def test_a_route_that_answers_nothing_but_head_can_be_limited_by_its_name() -> None:
     app = FastAPI()
     app.add_api_route("/items/{item}", lambda: None, methods=["HEAD"])

@@ -47,7 +47,7 @@ class Shop:
         app.add_api_route("/ids", self.ids)
         app.add_api_route("/limited", lambda: None)
         app.add_api_route("/broken", self.broken)
-        app.add_api_route("/stream", self.stream)
+        app.add_api_route("/stream", self.stream, methods=["GET", "POST"])
         limit = RateLimitPolicy(MemoryStore(clock=ManualClock()), Rule("1/minute", operations=["GET /limited"]))
         keyed = IdempotencyPolicy(MemoryStore(), max_payload=MAX_PAYLOAD)
         install(app, Pipeline([limit, keyed]), health=HealthChecker("1.0.0", "test"))
@@ -223,6 +223,21 @@ async def test_a_stream_leaves_piece_by_piece() -> None:
     assert first == b"first"
     assert b"".join(rest) == b"last"
     assert response.headers["x-request-id"].startswith("req_")
+
+
+async def test_a_keyed_stream_leaves_piece_by_piece_and_is_replayed_whole() -> None:
+    shop = Shop()
+    async with serving(shop.app) as port, dial(port, headers=KEY) as client:
+        async with client.stream("POST", "/stream") as response:
+            pieces = response.aiter_bytes()
+            first = await within(anext(pieces))
+            shop.go_on.set()
+            rest = [piece async for piece in pieces]
+        retry = await client.post("/stream")
+
+    assert (first, b"".join(rest)) == (b"first", b"last")
+    assert is_replay(retry)
+    assert retry.content == b"firstlast"
 
 
 async def test_a_refusal_over_the_wire() -> None:

@@ -103,11 +103,13 @@ def test_what_no_route_answers_is_unmatched(method: str, path: str) -> None:
     assert name(shop().routes, method, path) == "unmatched"
 
 
-def test_a_method_that_pretends_to_be_a_websocket_has_not_its_name() -> None:
-    scope = ask("GET", "/rooms")
+@pytest.mark.parametrize("path", ["/rooms", "/rooms/1"])
+def test_a_method_that_pretends_to_be_a_websocket_has_not_its_name(path: str) -> None:
+    table = RouteTable([WebSocketRoute("/rooms", meet), WebSocketRoute("/rooms/{room}", meet)])
+    scope = ask("GET", path)
     scope["method"] = "WEBSOCKET"
 
-    assert RouteTable([WebSocketRoute("/rooms", meet)]).operation(scope) == "unmatched"
+    assert table.operation(scope) == "unmatched"
 
 
 def test_an_application_without_routes_matches_nothing() -> None:
@@ -180,6 +182,8 @@ def test_an_endpoint_class_has_a_name_for_each_method_that_it_answers() -> None:
 
     assert name(routes, "GET", "/items/1") == "GET /items/{item}"
     assert name(routes, "DELETE", "/items/1") == "DELETE /items/{item}"
+    assert name(routes, "HEAD", "/items/1") == "GET /items/{item}"
+    assert name(routes, "POST", "/items/1") == "unmatched"
 
 
 def test_every_name_that_is_accepted_is_one_that_requests_are_counted_under() -> None:

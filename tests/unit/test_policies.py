@@ -542,6 +542,7 @@ async def test_a_key_is_the_users_own_whatever_the_address(store: FaultyStore) -
     policy = IdempotencyPolicy(store)
     set_context_user("ann")
     assert await run(policy, keyed()) is PROCEED
+    set_context_user("ann")
     assert await run(policy, keyed(peer="10.0.0.2")) == Replay(REPLY)
     set_context_user("bob")
     assert await run(policy, keyed()) is PROCEED

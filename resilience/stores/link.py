@@ -1,0 +1,267 @@
+"""Floor 1: one multiplexed connection to one Redis node, and nothing else that a client library does.
+
+redis-py opens the connection (addresses, TLS, unix sockets, authentication, sentinels) and hands its transport over:
+what it costs per command, its layers between a call and the socket, is what this module leaves out.
+
+Facts
+- Replies come in the order of commands, so a queue of futures is the whole of multiplexing.
+- Commands of one turn of the event loop leave in one write.
+- One timer sweeps all deadlines. A command that is past its own fails alone; silence since it was sent means that the
+  server is gone, and fails everything.
+- While the server is gone every command fails at once. One task goes on knocking, ever more slowly.
+"""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import hiredis
+
+from resilience.errors import StoreUnavailableError
+
+logger = logging.getLogger("resilience")
+
+Arguments = tuple[bytes | str | int | float, ...]
+Send = Callable[[Arguments], "asyncio.Future[Any]"]
+Setup = Callable[[Send], Awaitable[None]]
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # Seconds between two knocks.
+_KNOCK_TIMEOUT = 1.0  # Seconds that opening a connection may take.
+
+
+class Link:
+    """A connection that opens when first used, and opens again when it is lost.
+
+    Args:
+        make: returns an unconnected ``redis.asyncio`` connection.
+        setup: asked once for each connection that opens, before any other command; what it raises keeps it shut.
+        name: what the node is called in logs and errors; holds no secret.
+        max_in_flight: commands that may wait for their replies at one time.
+    """
+
+    def __init__(self, make: Callable[[], Any], setup: Setup, name: str, *, max_in_flight: int = 20_000) -> None:
+        self.name = name
+        self._make = make
+        self._setup = setup
+        self._max_in_flight = max_in_flight
+        self._wire: _Wire | None = None
+        self._knocking: asyncio.Task[None] | None = None
+        self._answered: asyncio.Future[None] | None = None
+        self._late: set[asyncio.Task[Any]] = set()
+        self._why = ""
+        self._closed = False
+
+    def send(self, arguments: Arguments, timeout: float) -> "asyncio.Future[Any]":
+        """Send one command; the future ends with its reply, an error reply included (``hiredis.ReplyError``).
+
+        On an open connection the command is on its way when this returns, so that a caller who is cancelled while it
+        waits does not recall it.
+
+        Args:
+            timeout: seconds, > 0. Past them, or where the server is known to be gone, the future ends with
+                ``StoreUnavailableError``.
+        """
+        packed: bytes = hiredis.pack_command(arguments)  # type: ignore[arg-type] # its stub allows one argument only
+        wire = self._wire
+        if wire is None:
+            return self._send_late(packed, timeout)
+        if len(wire.waiting) >= self._max_in_flight:
+            return _failed(f"{self.name} has {self._max_in_flight} commands in flight, which is the bound")
+        return wire.send(packed, timeout)
+
+    def reset(self, why: str) -> None:
+        """Drop the connection, because ``why``, and open another."""
+        if self._wire is not None:
+            self._wire.fail(why)
+
+    async def aclose(self) -> None:
+        """Close for good."""
+        self._closed = True
+        tasks = {task for task in (self._knocking, *self._late) if task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._wire is not None:
+            self._wire.fail("it was closed")
+
+    def _send_late(self, packed: bytes, timeout: float) -> "asyncio.Future[Any]":
+        if self._closed:
+            return _failed(f"{self.name} was closed")
+        if self._why:
+            return _failed(f"{self.name} is not available: {self._why}")
+        # Only those who come before the first knock is answered wait for it.
+        loop = asyncio.get_running_loop()
+        if self._answered is None:
+            self._answered = loop.create_future()
+            self._knocking = loop.create_task(self._knock())
+        task = loop.create_task(self._send_once_open(packed, loop.time() + timeout, self._answered))
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+        return task
+
+    async def _send_once_open(self, packed: bytes, until: float, answered: "asyncio.Future[None]") -> Any:
+        loop = asyncio.get_running_loop()
+        await asyncio.wait({answered}, timeout=until - loop.time())
+        if self._wire is None:
+            raise StoreUnavailableError(f"{self.name} is not available: {self._why or 'it has not answered yet'}.")
+        return await self._wire.send(packed, max(0.001, until - loop.time()))
+
+    async def _knock(self) -> None:
+        pause = _FIRST_PAUSE
+        while not self._closed:
+            try:
+                async with asyncio.timeout(_KNOCK_TIMEOUT):
+                    self._wire = await self._connect()
+            except Exception as error:  # what redis-py raises has no common base
+                self._note(_reason(error))
+            self._answer()
+            if self._wire is not None:
+                if self._why:
+                    logger.warning("%s is available again", self.name)
+                self._why = ""
+                return
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _connect(self) -> "_Wire":
+        connection = self._make()
+        try:
+            await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        wire = _Wire(connection, self._lost)
+        try:
+            await self._setup(lambda arguments: wire.send(hiredis.pack_command(arguments), _KNOCK_TIMEOUT))  # type: ignore[arg-type] # as in send
+        except BaseException:
+            wire.discard()
+            raise
+        return wire
+
+    def _answer(self) -> None:
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_result(None)
+
+    def _lost(self, wire: "_Wire", why: str) -> None:
+        if wire is not self._wire:
+            return
+        self._wire = None
+        if not self._closed:
+            self._note(why)
+            self._knocking = asyncio.get_running_loop().create_task(self._knock())
+
+    def _note(self, why: str) -> None:
+        if not self._why:
+            logger.warning("%s is not available: %s", self.name, why)
+        self._why = why
+
+
+def _failed(why: str) -> "asyncio.Future[Any]":
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future.set_exception(StoreUnavailableError(f"{why}."))
+    return future
+
+
+class _Wire(asyncio.Protocol):
+    """One open connection: a queue of futures, a buffer for one turn, a timer for all deadlines."""
+
+    def __init__(self, connection: Any, lost: Callable[["_Wire", str], None]) -> None:
+        self.waiting: deque[asyncio.Future[Any]] = deque()
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader()
+        self._buffer: list[bytes] = []
+        # By timeout, so that each queue is in the order of its deadlines.
+        self._deadlines: dict[float, deque[tuple[float, asyncio.Future[Any]]]] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._heard_at = self._loop.time()
+        # redis-py has opened the connection and said who we are; from here on the bytes come to us. Its stream is
+        # kept, since one that is collected closes its transport, and the connection is told that it has none.
+        self._stream = connection._writer  # noqa: SLF001 - there is no public way to the transport
+        connection._reader = connection._writer = None  # noqa: SLF001 - as above
+        self._transport = self._stream.transport
+        self._transport.set_protocol(self)
+
+    def send(self, packed: bytes, timeout: float) -> asyncio.Future[Any]:
+        """Queue a command; the future ends with its reply, or with StoreUnavailableError."""
+        future = self._loop.create_future()
+        if not self._buffer:
+            self._loop.call_soon(self._flush)
+        self._buffer.append(packed)
+        self.waiting.append(future)
+        queue = self._deadlines.get(timeout)
+        if queue is None:
+            queue = self._deadlines[timeout] = deque()
+        queue.append((self._loop.time() + timeout, future))
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(timeout, self._sweep)
+        return future
+
+    def _flush(self) -> None:
+        self._transport.write(b"".join(self._buffer))
+        self._buffer.clear()
+
+    def data_received(self, data: bytes) -> None:
+        """Give each reply to whom it belongs."""
+        self._heard_at = self._loop.time()
+        self._reader.feed(data)
+        try:
+            while (reply := self._reader.gets()) is not False:
+                future = self.waiting.popleft()
+                if not future.done():
+                    future.set_result(reply)
+        except (hiredis.ProtocolError, IndexError):
+            self.fail("it does not speak the Redis protocol")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail what waits."""
+        self.fail(_reason(exc) if exc is not None else "it closed the connection")
+
+    def fail(self, why: str) -> None:
+        """End the connection and everything that waits for it."""
+        self.discard()
+        while self.waiting:
+            future = self.waiting.popleft()
+            if not future.done():
+                future.set_exception(StoreUnavailableError(f"The store is not available: {why}."))
+                future.exception()  # whoever waited may be gone
+        self._lost(self, why)
+
+    def discard(self) -> None:
+        """Let go of the socket."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        self._transport.abort()
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        now, soonest = self._loop.time(), None
+        for timeout, queue in self._deadlines.items():
+            while queue and (queue[0][1].done() or queue[0][0] <= now):
+                _, future = queue.popleft()
+                if future.done():
+                    continue
+                if now - self._heard_at >= timeout:
+                    self.fail(f"no answer within {timeout:g} s")
+                    return
+                future.set_exception(StoreUnavailableError(f"The store did not answer within {timeout:g} s."))
+            if queue and (soonest is None or queue[0][0] < soonest):
+                soonest = queue[0][0]
+        if soonest is not None:
+            self._sweeper = self._loop.call_at(soonest, self._sweep)
+
+
+def _reason(error: BaseException) -> str:
+    """Say what went wrong without what may hold a password: a connection's own text quotes its URL at times."""
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, StoreUnavailableError):
+        return str(error).rstrip(".")
+    return type(error).__name__

@@ -1,0 +1,187 @@
+-- Answer groups of rules. Each group takes what all of its rules are asked for, n times over, or as many times as all of
+-- them allow: all or nothing. Times in microseconds, by the server's clock.
+-- KEYS: the state of each rule, group by group; all on this server.
+-- ARGV: for each group: n, how many rules; then for each rule: algorithm, limit, window, cost, capacity, and
+--   the length of a part (sliding), of one emission (bucket), or the starts of calendar windows, joined by commas (fixed).
+-- Returns: now; then for each group: k, how many of n were admitted; then for each rule: left, reset, wait (-1: never).
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
+
+-- "S", units counted, then pairs of (instant, units), oldest first. See decisions/sliding_window.py.
+local Sliding = {}
+function Sliding.load(rule)
+  local raw = redis.call('GET', rule.key)
+  rule.used, rule.now, rule.marks = 0, now, ''
+  if raw then
+    if raw:sub(1, 1) ~= 'S' or #raw < 17 or (#raw - 5) % 12 ~= 0 then return false end
+    rule.used = struct.unpack('>I4', raw, 2)
+    rule.now = max(now, (struct.unpack('>I8', raw, #raw - 11)))
+    local first = 6
+    while first < #raw and struct.unpack('>I8', raw, first) + rule.window <= rule.now do
+      rule.used = rule.used - struct.unpack('>I4', raw, first + 8)
+      first = first + 12
+    end
+    rule.marks = raw:sub(first)
+  end
+  rule.left = rule.limit - rule.used
+  return true
+end
+function Sliding.charge(rule, units)
+  local marks, instant, counted = rule.marks, rule.now, units
+  if marks ~= '' then
+    local last, count = struct.unpack('>I8I4', marks, #marks - 11)
+    if floor(last / rule.step) == floor(instant / rule.step) then
+      marks, counted = marks:sub(1, -13), count + units
+    end
+  end
+  rule.marks = marks .. struct.pack('>I8I4', instant, counted)
+  rule.used, rule.left = rule.used + units, rule.left - units
+  redis.call('SET', rule.key, 'S' .. struct.pack('>I4', rule.used) .. rule.marks, 'PX', ceil(rule.window / 1000) + 1)
+end
+-- When more will be free: as it is (more = 0), or as it would be if "more" had been charged.
+function Sliding.reset(rule, more)
+  local marks = rule.marks
+  if marks == '' then return more > 0 and rule.window or 0 end
+  local oldest = struct.unpack('>I8', marks, 1)
+  local moves = more > 0 and #marks == 12 and floor(oldest / rule.step) == floor(rule.now / rule.step)
+  return (moves and rule.now or oldest) + rule.window - rule.now
+end
+function Sliding.wait(rule)
+  if rule.cost > rule.limit then return -1 end
+  local at, freed = 1, rule.left + struct.unpack('>I4', rule.marks, 9)
+  while freed < rule.cost do
+    at = at + 12
+    freed = freed + struct.unpack('>I4', rule.marks, at + 8)
+  end
+  return struct.unpack('>I8', rule.marks, at) + rule.window - rule.now + 1
+end
+
+-- "B", the instant from which the bucket is full again. See decisions/token_bucket.py.
+local Bucket = {}
+function Bucket.load(rule)
+  local raw = redis.call('GET', rule.key)
+  rule.full = now
+  if raw then
+    if raw:sub(1, 1) ~= 'B' or #raw ~= 9 then return false end
+    rule.full = max(now, (struct.unpack('>I8', raw, 2)))
+  end
+  rule.left = max(0, floor((rule.capacity * rule.step - (rule.full - now)) / rule.step))
+  return true
+end
+function Bucket.charge(rule, units)
+  rule.full = rule.full + units * rule.step
+  rule.left = rule.left - units
+  redis.call('SET', rule.key, 'B' .. struct.pack('>I8', rule.full), 'PX', ceil((rule.full - now) / 1000) + 1)
+end
+function Bucket.reset(rule, more)
+  local missing = rule.full - now + more * rule.step
+  if missing == 0 then return 0 end
+  return missing - (rule.capacity - (rule.left - more) - 1) * rule.step
+end
+function Bucket.wait(rule)
+  if rule.cost > rule.capacity then return -1 end
+  return rule.full - now + (rule.cost - rule.capacity) * rule.step + 1
+end
+
+-- "F", the instant at which the window began, units counted. See decisions/fixed_window.py.
+local Fixed = {}
+function Fixed.bounds(rule, instant)
+  if not rule.starts then
+    local start = floor(instant / rule.window) * rule.window
+    return start, start + rule.window
+  end
+  local start = rule.starts[1]
+  for _, following in ipairs(rule.starts) do
+    if following > instant then return start, following end
+    start = following
+  end
+  error('the calendar of the caller is behind the clock of the server')
+end
+function Fixed.load(rule)
+  local raw = redis.call('GET', rule.key)
+  rule.start, rule.stop = Fixed.bounds(rule, now)
+  rule.used = 0
+  if raw then
+    if raw:sub(1, 1) ~= 'F' or #raw ~= 13 then return false end
+    local start, used = struct.unpack('>I8I4', raw, 2)
+    if start >= rule.start then
+      rule.used = used
+      rule.start, rule.stop = Fixed.bounds(rule, start)
+    end
+  end
+  rule.left = rule.limit - rule.used
+  return true
+end
+function Fixed.charge(rule, units)
+  rule.used, rule.left = rule.used + units, rule.left - units
+  local value = 'F' .. struct.pack('>I8I4', rule.start, rule.used)
+  redis.call('SET', rule.key, value, 'PX', ceil((rule.stop - now) / 1000) + 1)
+end
+function Fixed.reset(rule, more)
+  if rule.used + more == 0 then return 0 end
+  return rule.stop - now
+end
+function Fixed.wait(rule)
+  if rule.cost > rule.limit then return -1 end
+  return rule.stop - now + 1
+end
+
+local algorithms = { S = Sliding, B = Bucket, F = Fixed }
+local answer, key, arg = { now }, 0, 1
+
+local function load()
+  key = key + 1
+  local rule = {
+    key = KEYS[key],
+    algorithm = algorithms[ARGV[arg]],
+    limit = tonumber(ARGV[arg + 1]),
+    window = tonumber(ARGV[arg + 2]),
+    cost = tonumber(ARGV[arg + 3]),
+    capacity = tonumber(ARGV[arg + 4]),
+    step = tonumber(ARGV[arg + 5]),
+  }
+  if not rule.step then
+    rule.starts = {}
+    for start in ARGV[arg + 5]:gmatch('%d+') do rule.starts[#rule.starts + 1] = tonumber(start) end
+  end
+  arg = arg + 6
+  if rule.algorithm.load(rule) then return rule end
+end
+
+while arg <= #ARGV do
+  local n, count = tonumber(ARGV[arg]), tonumber(ARGV[arg + 1])
+  local rules, k, seen = {}, n, {}
+  arg = arg + 2
+  for i = 1, count do
+    local rule = load()
+    if not rule then return redis.error_reply('FOREIGN ' .. KEYS[key]) end
+    if seen[rule.key] then
+      -- One count asked twice in a group is asked once, for both.
+      seen[rule.key].cost = seen[rule.key].cost + rule.cost
+      rules[i] = seen[rule.key]
+    else
+      rules[i], seen[rule.key] = rule, rule
+    end
+  end
+  for _, rule in pairs(seen) do
+    if rule.cost > 0 then k = min(k, max(0, floor(rule.left / rule.cost))) end
+  end
+  if k > 0 then
+    for _, rule in pairs(seen) do
+      if rule.cost > 0 then rule.algorithm.charge(rule, k * rule.cost) end
+    end
+  end
+  answer[#answer + 1] = k
+  for i = 1, count do
+    local rule, wait, more = rules[i], 0, 0
+    if k < n and rule.cost > rule.left then
+      wait = rule.algorithm.wait(rule)
+    elseif k == 0 then
+      more = rule.cost -- another rule denied: this one says what it would have said
+    end
+    local size = #answer
+    answer[size + 1], answer[size + 2], answer[size + 3] = rule.left, rule.algorithm.reset(rule, more), wait
+  end
+end
+return answer

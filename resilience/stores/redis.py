@@ -1,0 +1,261 @@
+"""Floor 1: one store for every process. Scripts decide on the server, by its clock; this carries the words."""
+
+import asyncio
+from collections.abc import Sequence
+from hashlib import blake2b
+from time import monotonic, time
+from typing import Any, NoReturn
+
+import hiredis
+from redis.asyncio import Redis, RedisCluster
+
+from resilience.decisions import fixed_window
+from resilience.decisions.idempotency import (
+    LONGEST_HINT,
+    Abandoned,
+    Claim,
+    Claimed,
+    Completed,
+    InProgress,
+    Mismatched,
+    Takeover,
+    differs,
+)
+from resilience.decisions.quota import Quota, Usage
+from resilience.errors import ConfigurationError, ForeignValueError, StoreUnavailableError
+from resilience.stores import record
+from resilience.stores.base import Want
+from resilience.stores.cluster import ClusterNodes
+from resilience.stores.hot_keys import Denials, Group, Merger, key_of
+from resilience.stores.link import Arguments
+from resilience.stores.nodes import Nodes, Script, SingleNode
+from resilience.verdict import Reply
+
+_LETTERS = {"sliding_window": "S", "sliding_log": "S", "token_bucket": "B", "fixed_window": "F"}
+_MOST_GROUPS = 64  # Groups of rules in one script, so that no call of it holds the server up.
+
+
+class RedisStore:
+    """Counts and records in Redis 6.2 or newer, or Valkey: one for all processes and hosts that share it.
+
+    Args:
+        source: a URL (``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://``), or an application's own
+            ``redis.asyncio`` client: a ``Redis``, one that ``Sentinel.master_for`` made included, or a
+            ``RedisCluster``. Its connection options are used; its connections are not.
+        prefix: what every key starts with: letters, digits, ``.``, ``_``, ``-``, at most 64 of them.
+        limit_timeout: seconds that a rate limit may take.
+        record_timeout: seconds that an idempotency step may take.
+
+    Raises:
+        ConfigurationError: the URL or the prefix is malformed; never shows the URL.
+    """
+
+    def __init__(
+        self,
+        source: "str | Redis | RedisCluster",
+        *,
+        prefix: str = "resilience",
+        limit_timeout: float = 0.05,
+        record_timeout: float = 0.25,
+    ) -> None:
+        if not (prefix.isascii() and prefix.replace(".", "").replace("_", "").replace("-", "").isalnum()):
+            raise ConfigurationError("A prefix is letters, digits, '.', '_' and '-'.")
+        self._prefix = f"{prefix}:v1"
+        self._limit_timeout = limit_timeout
+        self._record_timeout = record_timeout
+        self._acquire, self._claim, self._renew, self._complete, self._release = scripts = [
+            Script(name) for name in ("acquire", "claim", "renew", "complete", "release")
+        ]
+        client = _client(source)
+        self._nodes: Nodes = (
+            ClusterNodes(client, scripts) if isinstance(client, RedisCluster) else SingleNode(client, scripts)
+        )
+        self._merger = Merger(self._ask)
+        self._asking: set[asyncio.Task[None]] = set()
+        self._denials = Denials(monotonic)
+
+    # -- rate limits
+
+    async def acquire(self, wants: Sequence[Want]) -> Sequence[Usage]:
+        """Take all that is wanted or nothing of it. See ``RateLimitStore``."""
+        key = key_of(wants)
+        known = self._denials.find(key)
+        if known is not None:
+            return known
+        asked_at = monotonic()
+        usages = await self._merger.acquire(key, wants)
+        if not all(usage.allowed for usage in usages):
+            self._denials.note(key, asked_at, usages)
+        return usages
+
+    async def reset(self, rule: str, subject: str) -> None:
+        """Forget what one subject used of one rule."""
+        self._denials.forget(rule, subject)
+        for letter in "SBF":
+            key = self._count_key(rule, subject, letter)
+            await self._call(key, ("DEL", key), self._limit_timeout)
+
+    def _ask(self, groups: list[Group]) -> None:
+        most = 1 if self._nodes.clustered else _MOST_GROUPS
+        for at in range(0, len(groups), most):
+            part = groups[at : at + most]
+            task = asyncio.get_running_loop().create_task(self._answer(part))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+
+    async def _answer(self, groups: list[Group]) -> None:
+        keys: list[str] = []
+        arguments: list[str | int] = []
+        for group in groups:
+            arguments += (len(group.futures), len(group.wants))
+            for want in group.wants:
+                keys.append(self._count_key(want.rule, want.subject, _LETTERS[want.quota.algorithm]))
+                arguments += _rule_arguments(want)
+        try:
+            reply = await self._run(self._acquire, keys, tuple(arguments), self._limit_timeout)
+        except BaseException as error:
+            for group in groups:
+                group.fail(error if isinstance(error, Exception) else StoreUnavailableError("The store was closed."))
+            if not isinstance(error, Exception):
+                raise
+            return
+        at = 1
+        for group in groups:
+            following = at + 1 + 3 * len(group.wants)
+            group.answer(reply[at], reply[at + 1 : following])
+            at = following
+
+    def _count_key(self, rule: str, subject: str, letter: str) -> str:
+        # The subject in braces: in a cluster all rules of one subject are in one slot.
+        who = blake2b(subject.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+        what = blake2b(rule.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        return f"{self._prefix}:{{{who}}}:{letter}{what}"
+
+    # -- idempotency
+
+    async def claim(
+        self, key: str, token: str, fingerprint: bytes, *, lease: float, ttl: float, takeover: Takeover
+    ) -> Claim:
+        """Ask to run the operation under ``key``. See ``IdempotencyStore``."""
+        name, owner = self._record_key(key), _token(token)
+        fresh = record.pack(done=False, lease=lease, ttl=ttl, token=owner, fingerprint=fingerprint, reply=None)
+        ttl_ms = round(ttl * 1000)
+        if self._nodes.native_claim:
+            raw = await self._call(name, ("SET", name, fresh, "NX", "GET", "PX", ttl_ms), self._record_timeout)
+            if raw is None:
+                return Claimed(1)
+            stored = _read(raw, name)
+            if differs(stored.fingerprint, fingerprint):
+                return Mismatched()
+            if stored.done:
+                return Completed(stored.reply)
+            if stored.token == owner:
+                return Claimed(stored.epoch)
+            # Somebody runs it, or has died of it: only the server's clock can tell.
+        arguments = (owner, fingerprint, takeover, fresh, ttl_ms)
+        kind, *rest = await self._run(self._claim, [name], arguments, self._record_timeout)
+        return _answer(kind, rest, lease, name)
+
+    async def renew(self, key: str, token: str, *, lease: float, ttl: float) -> bool:
+        """Extend the owner's lease. See ``IdempotencyStore``."""
+        arguments = (_token(token), round(lease * 1000), round(ttl * 1000))
+        return bool(await self._run(self._renew, [self._record_key(key)], arguments, self._record_timeout))
+
+    async def complete(self, key: str, token: str, fingerprint: bytes, reply: Reply | None, *, ttl: float) -> bool:
+        """Keep the answer for ``ttl`` seconds. See ``IdempotencyStore``."""
+        owner = _token(token)
+        done = record.pack(done=True, lease=0, ttl=ttl, token=owner, fingerprint=fingerprint, reply=reply)
+        arguments = (owner, done, round(ttl * 1000))
+        return bool(await self._run(self._complete, [self._record_key(key)], arguments, self._record_timeout))
+
+    async def release(self, key: str, token: str) -> bool:
+        """Free the key so that a retry runs. See ``IdempotencyStore``."""
+        return bool(await self._run(self._release, [self._record_key(key)], (_token(token),), self._record_timeout))
+
+    def _record_key(self, key: str) -> str:
+        return f"{self._prefix}:{{{key}}}:I"
+
+    # -- the wire
+
+    async def aclose(self) -> None:
+        """Close every connection. Later calls are refused."""
+        await self._nodes.aclose()
+
+    async def _run(self, script: Script, keys: list[str], arguments: Arguments, timeout: float) -> Any:  # noqa: ASYNC109
+        rest = (len(keys), *keys, *arguments)
+        reply = await self._nodes.send(keys[0], ("EVALSHA", script.digest, *rest), timeout)
+        if isinstance(reply, hiredis.ReplyError):
+            if str(reply).startswith("NOSCRIPT"):
+                return await self._call(keys[0], ("EVAL", script.source, *rest), timeout)
+            _fail(reply, keys[0])
+        return reply
+
+    async def _call(self, key: str, arguments: Arguments, timeout: float) -> Any:  # noqa: ASYNC109
+        reply = await self._nodes.send(key, arguments, timeout)
+        if isinstance(reply, hiredis.ReplyError):
+            _fail(reply, key)
+        return reply
+
+
+def _fail(error: hiredis.ReplyError, key: str) -> NoReturn:
+    text = str(error)
+    code = text.partition(" ")[0]
+    if "FOREIGN" in text or code == "WRONGTYPE":
+        raise ForeignValueError(key)
+    raise StoreUnavailableError(f"The store refused a command: {code}.")
+
+
+def _client(source: "str | Redis | RedisCluster") -> "Redis | RedisCluster":
+    if not isinstance(source, str):
+        return source
+    try:
+        scheme, separator, rest = source.partition("+cluster://")
+        if separator:
+            return RedisCluster.from_url(f"{scheme}://{rest}", protocol=2)
+        return Redis.from_url(source, protocol=2)
+    except ValueError:
+        # The text of redis-py's error may quote the password.
+        raise ConfigurationError(
+            "The Redis URL is malformed. Write redis://[user:password@]host[:port][/db], with rediss:// for TLS, "
+            "redis+cluster:// for a cluster or unix:///path; percent-encode a password's special characters."
+        ) from None
+
+
+def _rule_arguments(want: Want) -> tuple[str | int, ...]:
+    quota = want.quota
+    step: str | int = quota.step_us if quota.calendar is None else _starts(quota)
+    letter = _LETTERS[quota.algorithm]
+    return letter, quota.limit, quota.window_us, want.cost, quota.capacity, step
+
+
+def _starts(quota: Quota) -> str:
+    """Return the starts of the windows around now, for a server whose clock is not ours."""
+    first, second = fixed_window.bounds(quota, round(time() * 1_000_000))
+    third = fixed_window.bounds(quota, second)[1]
+    before = fixed_window.bounds(quota, first - 1)[0]
+    return f"{before},{first},{second},{third}"
+
+
+def _token(token: str) -> bytes:
+    return blake2b(token.encode(), digest_size=16).digest()
+
+
+def _read(raw: bytes, key: str) -> record.Stored:
+    stored = record.unpack(raw)
+    if stored is None:
+        raise ForeignValueError(key)
+    return stored
+
+
+def _answer(kind: bytes, rest: list[Any], lease: float, key: str) -> Claim:
+    match kind:
+        case b"claimed":
+            return Claimed(rest[0])
+        case b"in_progress":
+            return InProgress(min(rest[0] / 1000, lease, LONGEST_HINT))
+        case b"completed":
+            return Completed(_read(rest[0], key).reply)
+        case b"mismatched":
+            return Mismatched()
+        case _:
+            return Abandoned()
