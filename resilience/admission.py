@@ -8,6 +8,7 @@ from typing import Protocol, Self
 from resilience.call import Call
 from resilience.caller import Identify, by_caller
 from resilience.context import RequestContext, close_context, get_request_context, open_context
+from resilience.decisions.quota import Quota, Usage
 from resilience.verdict import PROCEED, Outcome, Proceed, Verdict
 
 logger = logging.getLogger("resilience")
@@ -45,6 +46,7 @@ class Admission:
         "call",
         "capture",
         "context",
+        "limits",
         "metadata",
         "settled",
         "verdict",
@@ -56,6 +58,8 @@ class Admission:
         self.verdict: Verdict = PROCEED
         self.metadata: list[tuple[str, str]] = []
         """Name and value pairs to add to whatever leaves: reply, refusal or error."""
+        self.limits: list[tuple[str, Quota, Usage]] = []
+        """What each rate-limit rule said, of whichever policy: a reply tells them together."""
         self.capture = 0
         """How many bytes of the reply a policy needs to see; 0 for none."""
         self.asked: list[Sequence[Policy]] = []

@@ -2,10 +2,12 @@
 
 from typing import Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from resilience.errors import ConfigurationError
+from resilience.stores.base import Store
+from resilience.stores.memory import MemoryStore
 
 
 class Settings(BaseSettings):
@@ -19,8 +21,22 @@ class Settings(BaseSettings):
     rate_limit_enabled: bool = Field(True, description="Whether rate limits are enforced.")
     rate_limit_requests: int = Field(100, ge=1, lt=2**31, description="Requests per window and caller.")
     rate_limit_window: float = Field(60.0, ge=0.001, le=366 * 86400, description="The window, in seconds.")
+    rate_limit_replicas: int = Field(1, ge=1, description="How many processes share the limits, for an outage.")
+    redis_url: SecretStr | None = Field(None, description="Where counts and records are kept; in memory if unset.")
     idempotency_ttl: float = Field(86_400.0, ge=1, description="How long replies are kept, in seconds.")
     idempotency_lease: float = Field(30.0, ge=1, description="After how long a dead worker's key is free, in seconds.")
+
+    def store(self) -> Store:
+        """Return the store that the settings name: Redis where there is a URL, else this process's memory.
+
+        Raises:
+            ConfigurationError: the URL is malformed; never shows it.
+        """
+        if self.redis_url is None:
+            return MemoryStore()
+        from resilience.stores.redis import RedisStore  # noqa: PLC0415 - only who has a URL needs the extra
+
+        return RedisStore(self.redis_url.get_secret_value())
 
     @classmethod
     def load(cls) -> Self:

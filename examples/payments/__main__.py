@@ -43,7 +43,8 @@ class _HttpServer(uvicorn.Server):
 
 async def serve(settings: PaymentsSettings) -> None:
     """Serve until SIGTERM or SIGINT, then finish what runs."""
-    pipeline = build_pipeline(settings)
+    store = settings.store()
+    pipeline = build_pipeline(settings, store)
     checker = HealthChecker("1.0.0", "demo", phase="starting")
     service = PaymentService(settings.processing_seconds)
 
@@ -70,6 +71,7 @@ async def serve(settings: PaymentsSettings) -> None:
         http_server.should_exit = True
         await asyncio.gather(http, grpc_server.stop(GRACE))
         await pipeline.drained(GRACE)
+        await store.aclose()
         checker.stop()
         if not http_server.serving.is_set():
             raise ConfigurationError("The HTTP door did not start; the log above says why.")

@@ -21,6 +21,7 @@ from resilience.decisions.idempotency import (
 )
 from resilience.errors import ConfigurationError, PayloadTooLargeError, StoreUnavailableError
 from resilience.policies.heartbeat import Heartbeat
+from resilience.policies.outage import Outage
 from resilience.stores.base import IdempotencyStore
 from resilience.verdict import PROCEED, Outcome, Reject, Replay, Verdict
 from resilience.wire import Reason
@@ -80,6 +81,7 @@ class IdempotencyPolicy:
         self._on_outage = on_outage
         self._max_payload = max_payload
         self._max_reply = max_reply
+        self._outage = Outage(f"keyed calls {'run unprotected' if on_outage == 'open' else 'are refused'}")
         self._heartbeat = Heartbeat(store, lease, ttl)
 
     async def admit(self, call: Call, admission: Admission) -> Verdict:
@@ -112,12 +114,11 @@ class IdempotencyPolicy:
                 key, token, print_, lease=self._lease, ttl=self._ttl, takeover=self._takeover
             )
         except StoreUnavailableError as error:
-            logger.warning(
-                "Keyed calls %s: %s", "run unprotected" if self._on_outage == "open" else "are refused", error
-            )
+            self._outage.began(error)
             if self._on_outage == "open":
                 return PROCEED
             return Reject(Reason.STORE_UNAVAILABLE, "The service can't protect this request right now", _TRY_AGAIN)
+        self._outage.ended()
         if not isinstance(claim, Claimed):
             return _answer(claim, call, admission)
         self._heartbeat.hold(key, token)

@@ -1,23 +1,23 @@
 """Floor 2: so much and no more, told to the caller in every reply."""
 
-import logging
 from collections.abc import Sequence
 from inspect import isawaitable
 from math import ceil, inf
-from typing import Literal
 
 from resilience import wire
 from resilience.admission import Admission
 from resilience.call import Call
 from resilience.decisions.quota import Quota, Usage
 from resilience.errors import ConfigurationError, StoreUnavailableError
-from resilience.policies.rule import Rule
+from resilience.policies.outage import Outage
+from resilience.policies.rule import OnOutage, Rule
 from resilience.stores.base import RateLimitStore, Want
+from resilience.stores.memory import MemoryStore
 from resilience.verdict import PROCEED, Reject, Verdict
 from resilience.wire import Reason
 
-logger = logging.getLogger("resilience")
-
+_TOLD = frozenset({wire.LIMIT, wire.REMAINING, wire.RESET, wire.RATELIMIT_POLICY, wire.RATELIMIT})
+_MEANWHILE = {"open": "not enforced", "closed": "refusing every call", "local": "counted by each process alone"}
 _TRY_AGAIN = 1.0  # Seconds that a caller is asked to wait when the store is gone.
 
 
@@ -29,11 +29,12 @@ class RateLimitPolicy:
     Args:
         store: where the counts are.
         rules: a ``Rule``, its quota's text (``"100/minute"``, ``"10/second and 1000/hour"``), or several.
-        on_outage: what callers see while the store is gone: ``open`` lets them in, ``closed`` refuses them
-            with ``store_unavailable``.
+        on_outage: what callers see while the store is gone, where their rule does not say: ``open`` lets them
+            in, ``closed`` refuses them with ``store_unavailable``, ``local`` counts in this process's memory.
+        replicas: how many processes share the limits, at least 1: each one's part of a limit while it counts locally.
 
     Raises:
-        ConfigurationError: two rules have one name.
+        ConfigurationError: two rules have one name, or a value is out of range.
     """
 
     def __init__(
@@ -41,19 +42,22 @@ class RateLimitPolicy:
         store: RateLimitStore,
         rules: Rule | str | Sequence[Rule | str],
         *,
-        on_outage: Literal["open", "closed"] = "open",
+        on_outage: OnOutage = "open",
+        replicas: int = 1,
     ) -> None:
         given = [rules] if isinstance(rules, Rule | str) else rules
         self.rules = tuple(rule for item in given for rule in _rules(item))
         self.operations = frozenset().union(*(rule.operations or () for rule in self.rules))
         self._store = store
-        self._on_outage = on_outage
+        self._local = MemoryStore()
+        self._shares = {rule.name: _share(rule.quota, replicas) for rule in self.rules}
+        self._on_outage = {rule.name: rule.on_outage or on_outage for rule in self.rules}
+        ways = sorted({_MEANWHILE[way] for way in self._on_outage.values()})
+        self._outage = Outage(f"rate limits are {' or '.join(ways)}")
         self._policy_field = wire.policy_field([(rule.name, rule.quota) for rule in self.rules])
         names = [rule.name for rule in self.rules]
         if not names or len(set(names)) != len(names):
-            raise ConfigurationError(
-                f"A rate limit needs at least one rule, and a name of its own for each; got {names}."
-            )
+            raise ConfigurationError(f"A rate limit needs at least one rule, each with a name of its own, not {names}.")
 
     async def admit(self, call: Call, admission: Admission) -> Verdict:
         """Take what the call costs, or refuse it."""
@@ -71,37 +75,61 @@ class RateLimitPolicy:
         try:
             usages = await self._store.acquire(wants)
         except StoreUnavailableError as error:
-            return self._without_store(error)
-        admission.metadata += self._told(wants, usages)
+            self._outage.began(error)
+            return await self._without_store(wants, admission)
+        self._outage.ended()
+        return self._judge(wants, usages, admission)
+
+    async def _without_store(self, wants: Sequence[Want], admission: Admission) -> Verdict:
+        ways = {self._on_outage[want.rule] for want in wants}
+        if "closed" in ways:
+            return Reject(Reason.STORE_UNAVAILABLE, "The service can't check its limits right now", _TRY_AGAIN)
+        local = [
+            want._replace(quota=self._shares[want.rule]) for want in wants if self._on_outage[want.rule] == "local"
+        ]
+        return self._judge(local, await self._local.acquire(local), admission) if local else PROCEED
+
+    def _judge(self, wants: Sequence[Want], usages: Sequence[Usage], admission: Admission) -> Verdict:
+        earlier = bool(admission.limits)
+        admission.limits += [(want.rule, want.quota, usage) for want, usage in zip(wants, usages, strict=True)]
+        if earlier:
+            # Another policy has told of its rules: what follows speaks for both.
+            admission.metadata[:] = [pair for pair in admission.metadata if pair[0] not in _TOLD]
+        admission.metadata += self._told(admission.limits)
         denied = [usage for usage in usages if not usage.allowed]
         if not denied:
             return PROCEED
         retry_after = max(usage.retry_after for usage in denied)
         return Reject(Reason.RATE_LIMITED, "Too many requests", None if retry_after == inf else retry_after)
 
-    def _told(self, wants: Sequence[Want], usages: Sequence[Usage]) -> tuple[tuple[str, str], ...]:
+    def _told(self, limits: Sequence[tuple[str, Quota, Usage]]) -> tuple[tuple[str, str], ...]:
         """Return what a reply says of its limits; the classic three speak of the rule that is nearest to its end."""
-        tight = usages[0] if len(usages) == 1 else min(usages, key=_slack)
+        tight = limits[0][2] if len(limits) == 1 else min((usage for _, _, usage in limits), key=_slack)
         policy = self._policy_field
-        if len(wants) != len(self.rules):
-            policy = wire.policy_field([(want.rule, want.quota) for want in wants])
+        if len(limits) != len(self.rules) or limits[0][1] is not self.rules[0].quota:
+            policy = wire.policy_field([(name, quota) for name, quota, _ in limits])
         return (
             (wire.LIMIT, str(tight.limit)),
             (wire.REMAINING, str(tight.remaining)),
             (wire.RESET, str(ceil(tight.reset_after))),
             (wire.RATELIMIT_POLICY, policy),
-            (wire.RATELIMIT, wire.usage_field([(want.rule, usage) for want, usage in zip(wants, usages, strict=True)])),
+            (wire.RATELIMIT, wire.usage_field([(name, usage) for name, _, usage in limits])),
         )
-
-    def _without_store(self, error: StoreUnavailableError) -> Verdict:
-        logger.warning("Rate limits are %s: %s", "not enforced" if self._on_outage == "open" else "refusing", error)
-        if self._on_outage == "open":
-            return PROCEED
-        return Reject(Reason.STORE_UNAVAILABLE, "The service can't check its limits right now", _TRY_AGAIN)
 
 
 def _rules(item: Rule | str) -> tuple[Rule, ...]:
     return (item,) if isinstance(item, Rule) else tuple(Rule(quota) for quota in Quota.parse(item))
+
+
+def _share(quota: Quota, replicas: int) -> Quota:
+    """Return one process's part of a quota: rounded down, but at least 1, so that nobody is locked out."""
+    if replicas < 1:
+        raise ConfigurationError(f"replicas must be at least 1, not {replicas}.")
+    limit = max(1, quota.limit // replicas)
+    if quota.calendar is not None:
+        return Quota(limit, calendar=quota.calendar)
+    burst = None if quota.burst is None else max(1, min(quota.burst // replicas, limit))
+    return Quota(limit, quota.per, algorithm=quota.algorithm, burst=burst)
 
 
 def _slack(usage: Usage) -> tuple[bool, float, float]:

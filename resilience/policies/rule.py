@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Literal
 
 from resilience.admission import Admission
 from resilience.call import Call
@@ -12,6 +13,9 @@ from resilience.errors import ConfigurationError
 Key = Callable[[Call, Admission], Awaitable[str | None] | str | None]
 """Names whom a call is counted for; None exempts it. A name should say its kind (``"tenant:7"``): rules that
 count for the same name share nothing, but people read it."""
+
+OnOutage = Literal["open", "closed", "local"]
+"""What callers see while the store is gone: let in, refused, or counted in this process's memory."""
 
 # What fits a structured-field string without escapes. Source: RFC 8941, 3.3.3.
 _NAME = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]{1,128}")
@@ -42,6 +46,7 @@ class Rule:
             yours, sync or async.
         operations: the operations that draw on it, all on the same count; every one where None.
         cost: units that one call takes, at least 0.
+        on_outage: ``open``, ``closed`` or ``local``; the policy's where None.
         name: what the rule is called in replies and in the store, unique in its policy. The default is the
             quota's text, and the operations where there are any.
 
@@ -49,7 +54,7 @@ class Rule:
         ConfigurationError: a value is out of range.
     """
 
-    __slots__ = ("cost", "key", "name", "operations", "quota")
+    __slots__ = ("cost", "key", "name", "on_outage", "operations", "quota")
 
     def __init__(
         self,
@@ -58,6 +63,7 @@ class Rule:
         key: Key = caller,
         operations: Iterable[str] | None = None,
         cost: int = 1,
+        on_outage: OnOutage | None = None,
         name: str | None = None,
     ) -> None:
         if isinstance(quota, str):
@@ -73,6 +79,7 @@ class Rule:
         self.key = key
         self.operations = None if operations is None else frozenset(operations)
         self.cost = cost
+        self.on_outage = on_outage
         derived = " ".join((quota.name, *sorted(self.operations or ())))
         self.name = name or _UNFIT.sub("_", derived)[:128]
         if name is not None and not _NAME.fullmatch(name):

@@ -28,6 +28,17 @@ class Want(NamedTuple):
     cost: int
 
 
+def total_costs(wants: Sequence[Want]) -> list[int]:
+    """Return for each want what all wants for its count cost together: one count asked twice is asked once, for both."""
+    if len(wants) == 1:
+        return [wants[0].cost]
+    totals: dict[tuple[str, str], int] = {}
+    for want in wants:
+        key = want.rule, want.subject
+        totals[key] = totals.get(key, 0) + want.cost
+    return [totals[want.rule, want.subject] for want in wants]
+
+
 class RateLimitStore(Protocol):
     """Counts units."""
 

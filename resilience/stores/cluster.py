@@ -1,31 +1,33 @@
-"""Floor 1: a Redis Cluster: a link to each primary, and the map of slots that redis-py discovers."""
+"""Floor 1: a Redis Cluster: a link to each primary, and the map of slots that its nodes tell."""
 
 import asyncio
 import logging
+import random
 from typing import Any
 
 import hiredis
 from redis.asyncio import RedisCluster
 from redis.crc import key_slot
+from redis.exceptions import ResponseError
 
 from resilience.errors import StoreUnavailableError
+from resilience.stores.connect import opened, reason_of
 from resilience.stores.link import Arguments, Link
 from resilience.stores.nodes import Script, Server
 
 logger = logging.getLogger("resilience")
 
 _MOST_HOPS = 4
-_DISCOVERY_TIMEOUT = (
-    5.0  # Seconds; in the background, so nobody waits for it but the first callers, up to their deadline.
-)
+_TELL_TIMEOUT = 1.0  # Seconds that a node may take to tell the map; only the first callers wait for it.
 _PAUSE = 0.2  # Seconds between two discoveries.
+_TRY_AGAIN = 0.005  # Seconds; while a slot moves, some keys of a command may be here and others there.
 
 
 class ClusterNodes:
     """Sends each command to the primary of its slot, follows redirections, and learns of changes.
 
     Args:
-        client: knows the cluster's addresses and how to connect; its connections are not used.
+        client: knows first addresses and how to connect; its connections are neither used nor closed.
         scripts: handed to each node.
     """
 
@@ -37,6 +39,7 @@ class ClusterNodes:
         self._links: dict[str, Link] = {}
         self._servers: dict[str, Server] = {}
         self._slots: dict[int, str] = {}
+        self._addresses = {f"{node.host}:{node.port}" for node in client.nodes_manager.startup_nodes.values()}
         self._discovering: asyncio.Task[None] | None = None
         self._why = ""
         self._closed = False
@@ -50,6 +53,8 @@ class ClusterNodes:
         """Send a command to the server that ``key`` is on. See ``Link.send``."""
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
+        if self._closed:
+            raise StoreUnavailableError("The store was closed.")
         if not self._slots:
             await self._first_discovery(timeout)
         address = self._slots.get(key_slot(key.encode()))
@@ -60,11 +65,8 @@ class ClusterNodes:
 
     async def _follow(self, address: str, arguments: Arguments, until: float) -> Any:
         loop = asyncio.get_running_loop()
-        asking = False
-        for _ in range(_MOST_HOPS):
-            left = until - loop.time()
-            if left <= 0:
-                break
+        asking, hops = False, 0
+        while hops < _MOST_HOPS and (left := until - loop.time()) > 0:
             link = self._link(address)
             if asking:
                 link.send(("ASKING",), left).add_done_callback(_seen)
@@ -74,15 +76,18 @@ class ClusterNodes:
                 self._discover()  # its slots may have found another owner
                 raise
             code, *rest = str(reply).split(" ") if isinstance(reply, hiredis.ReplyError) else ("",)
+            if code == "TRYAGAIN":
+                await asyncio.sleep(_TRY_AGAIN)
+                continue
             if code not in ("MOVED", "ASK") or len(rest) != 2:
                 if code in ("CLUSTERDOWN", "READONLY"):
                     self._discover()
                 return reply
-            asking, address = code == "ASK", rest[1]
+            asking, address, hops = code == "ASK", rest[1], hops + 1
             if not asking:
                 self._slots[int(rest[0])] = address
                 self._discover()
-        raise StoreUnavailableError("The cluster kept redirecting a command until its deadline.")
+        raise StoreUnavailableError("The cluster kept moving the keys of a command until its deadline.")
 
     def _link(self, address: str) -> Link:
         link = self._links.get(address)
@@ -99,8 +104,6 @@ class ClusterNodes:
         return known.connection_class(**options)
 
     async def _first_discovery(self, patience: float) -> None:
-        if self._closed:
-            raise StoreUnavailableError("The store was closed.")
         if self._why:
             self._discover()
             raise StoreUnavailableError(f"The cluster is not available: {self._why}.")
@@ -116,28 +119,61 @@ class ClusterNodes:
 
     async def _discovered(self) -> None:
         try:
-            async with asyncio.timeout(_DISCOVERY_TIMEOUT):
-                await self._client.nodes_manager.initialize()
-            slots = self._client.nodes_manager.slots_cache
-            self._slots = {slot: f"{nodes[0].host}:{nodes[0].port}" for slot, nodes in slots.items()}
-            await self._drop({f"{nodes[0].host}:{nodes[0].port}" for nodes in slots.values()})
-            if self._why:
-                logger.warning("The Redis Cluster is available again")
-            self._why = ""
-        except Exception as error:  # what redis-py raises has no common base
-            if not self._why:
-                logger.warning("The Redis Cluster can't be discovered: %s", type(error).__name__)
-            self._why = type(error).__name__
+            why = await self._learn()
         finally:
             asyncio.get_running_loop().call_later(_PAUSE, self._discovered_once)
+        if why and not self._why:
+            logger.warning("The Redis Cluster can't be discovered: %s", why)
+        elif self._why and not why:
+            logger.warning("The Redis Cluster is available again")
+        self._why = why
 
     def _discovered_once(self) -> None:
         self._discovering = None
 
+    async def _learn(self) -> str:
+        """Learn the map from the first node that tells it; return what went wrong, or nothing."""
+        why = "it has no nodes"
+        for address in random.sample(
+            sorted(self._addresses), len(self._addresses)
+        ):  # one that hangs is not always first
+            try:
+                async with asyncio.timeout(_TELL_TIMEOUT):
+                    told = await self._ask(address)
+            except Exception as error:  # what redis-py raises has no common base
+                why = str(error) if type(error) is ResponseError else reason_of(error)
+                continue
+            if not told:
+                why = "none of its slots has a node"
+                continue
+            self._slots = {slot: nodes[0] for first, last, nodes in told for slot in range(first, last + 1)}
+            self._addresses.update(node for _, _, nodes in told for node in nodes)
+            await self._drop({nodes[0] for _, _, nodes in told})
+            return ""
+        return why
+
+    async def _ask(self, address: str) -> list[tuple[int, int, list[str]]]:
+        """Return ranges of slots and the nodes that have them, the primary first, as one node sees it."""
+        host, _, port = address.rpartition(":")
+        connection = await opened(self._make(host, int(port)))
+        try:
+            await connection.send_command("CLUSTER SLOTS")
+            ranges = await connection.read_response()
+        finally:
+            await connection.disconnect(nowait=True)
+        return [(first, last, [self._address(host, *node[:2]) for node in nodes]) for first, last, *nodes in ranges]
+
+    def _address(self, asked: str, host: bytes | str | None, port: int) -> str:
+        name = host.decode() if isinstance(host, bytes) else host
+        # A node that does not know its own name leaves it out, and is where it was asked.
+        here, there = self._client.nodes_manager.remap_host_port(asked if name in (None, "", "?") else name, port)
+        return f"{here}:{there}"
+
     async def _drop(self, primaries: set[str]) -> None:
         for address in self._links.keys() - primaries:
-            del self._servers[address]
-            await self._links.pop(address).aclose()
+            if not (primaries and self._links[address].busy):  # slots may be on their way to it
+                del self._servers[address]
+                await self._links.pop(address).aclose()
 
     async def aclose(self) -> None:
         """Close every link."""
@@ -146,7 +182,6 @@ class ClusterNodes:
             self._discovering.cancel()
             await asyncio.wait({self._discovering})
         await self._drop(set())
-        await self._client.aclose()
 
 
 def _seen(done: "asyncio.Future[Any]") -> None:

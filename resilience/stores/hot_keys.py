@@ -9,21 +9,25 @@ Ground rules
 import asyncio
 from collections.abc import Callable, Sequence
 from math import inf
+from typing import Any
 
 from resilience.decisions.quota import Usage
-from resilience.stores.base import Want
+from resilience.stores.base import Want, total_costs
 
-Key = tuple[tuple[str, str, int], ...]
+Key = tuple[tuple[str, str, int, int, int], ...]
+"""Per want: rule, subject, cost, and what tells its quota from another of the same name."""
 
 
 class Group:
     """Equal calls of one turn: what each of them wants, and who waits for it."""
 
-    __slots__ = ("futures", "wants")
+    __slots__ = ("asked_at", "futures", "key", "wants")
 
-    def __init__(self, wants: Sequence[Want], first: "asyncio.Future[Sequence[Usage]]") -> None:
+    def __init__(self, key: Key, wants: Sequence[Want], first: "asyncio.Future[Sequence[Usage]]") -> None:
+        self.key = key
         self.wants = wants
         self.futures = [first]
+        self.asked_at = 0.0
 
     def fail(self, error: BaseException) -> None:
         """Tell everyone that there is no answer."""
@@ -31,25 +35,36 @@ class Group:
             if not future.done():
                 future.set_exception(error)
 
-    def answer(self, admitted: int, told: Sequence[int]) -> None:
-        """Give each what it would have been told, had they been asked one by one.
+    def answer(self, admitted: int, told: Sequence[int]) -> Sequence[Usage] | None:
+        """Give each what it would have been told, had they been asked one by one; return what the denied were told.
 
         Args:
             admitted: how many of them, the first ones, were.
             told: units left, reset and wait of each rule, after these were charged.
         """
+        # Per rule: the capacity, what is left for the first of them, the cost of each, and the seconds until more.
+        rules = [
+            (want.quota.capacity, told[at * 3] + (admitted - 1) * cost, cost, told[at * 3 + 1] / 1e6)
+            for at, (want, cost) in enumerate(zip(self.wants, total_costs(self.wants), strict=True))
+        ]
+        denied = self._denied(told) if admitted < len(self.futures) else []
         for index, future in enumerate(self.futures):
-            if not future.done():  # else its caller has gone; the unit it asked for is spent all the same
-                future.set_result(self._usages(index, admitted, told))
-
-    def _usages(self, index: int, admitted: int, told: Sequence[int]) -> Sequence[Usage]:
-        usages = []
-        for at, want in enumerate(self.wants):
-            left, reset, wait = told[at * 3 : at * 3 + 3]
-            capacity, cost = want.quota.capacity, want.cost
+            if future.done():
+                continue  # its caller has gone; the unit it asked for is spent all the same
             if index < admitted:
-                usages.append(Usage(True, capacity, left + (admitted - 1 - index) * cost, reset / 1e6, 0.0))
-            elif cost <= left:
+                future.set_result(
+                    [Usage(True, most, left - index * cost, reset, 0.0) for most, left, cost, reset in rules]
+                )
+            else:
+                future.set_result(denied)
+        return denied or None
+
+    def _denied(self, told: Sequence[int]) -> list[Usage]:
+        usages = []
+        for at, (want, cost) in enumerate(zip(self.wants, total_costs(self.wants), strict=True)):
+            left, reset, wait = told[at * 3 : at * 3 + 3]
+            capacity = want.quota.capacity
+            if cost <= left:
                 # Another rule denied; this one says what it would have said.
                 usages.append(Usage(True, capacity, left - cost, reset / 1e6, 0.0))
             else:
@@ -63,19 +78,26 @@ _MOST_DENIALS = 10_000
 
 def key_of(wants: Sequence[Want]) -> Key:
     """Return what makes two calls the same request."""
-    return tuple([(want.rule, want.subject, want.cost) for want in wants])
+    return tuple([(rule, subject, cost, quota.limit, quota.step_us) for rule, subject, quota, cost in wants])
 
 
 class Merger:
-    """Gathers the calls of one turn of the event loop.
+    """Gathers the calls of one turn of the event loop, unless nothing is under way: then a call goes at once.
 
     Args:
-        ask: sends what was gathered, and sees to it that every group is answered or failed.
+        clock: seconds of this process that never step back.
+        most: groups in one request.
+        ask: sends what was gathered, and sees to it that every group is answered or failed; then its future ends.
     """
 
-    def __init__(self, ask: Callable[[list[Group]], None]) -> None:
+    def __init__(
+        self, ask: Callable[[list[Group]], "asyncio.Future[Any]"], clock: Callable[[], float], most: int
+    ) -> None:
         self._ask = ask
+        self._clock = clock
+        self._most = most
         self._gathered: dict[Key, Group] = {}
+        self._asked = 0
 
     def acquire(self, key: Key, wants: Sequence[Want]) -> "asyncio.Future[Sequence[Usage]]":
         """Return a future of this call's own usages."""
@@ -85,14 +107,29 @@ class Merger:
         if group is not None:
             group.futures.append(future)
             return future
+        if not self._asked:
+            self._send([Group(key, wants, future)])
+            return future
         if not self._gathered:
-            loop.call_soon(self._send)
-        self._gathered[key] = Group(wants, future)
+            loop.call_soon(self._send_gathered)
+        self._gathered[key] = Group(key, wants, future)
         return future
 
-    def _send(self) -> None:
+    def _send_gathered(self) -> None:
         gathered, self._gathered = self._gathered, {}
-        self._ask(list(gathered.values()))
+        groups = list(gathered.values())
+        for at in range(0, len(groups), self._most):
+            self._send(groups[at : at + self._most])
+
+    def _send(self, groups: list[Group]) -> None:
+        self._asked += 1
+        now = self._clock()
+        for group in groups:
+            group.asked_at = now
+        self._ask(groups).add_done_callback(self._answered)
+
+    def _answered(self, _done: "asyncio.Future[Any]") -> None:
+        self._asked -= 1
 
 
 class Denials:

@@ -16,11 +16,13 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
+from math import ceil, inf
 from typing import Any
 
 import hiredis
 
 from resilience.errors import StoreUnavailableError
+from resilience.stores.connect import opened, reason_of
 
 logger = logging.getLogger("resilience")
 
@@ -30,6 +32,7 @@ Setup = Callable[[Send], Awaitable[None]]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # Seconds between two knocks.
 _KNOCK_TIMEOUT = 1.0  # Seconds that opening a connection may take.
+_SHORTEST_SILENCE = 0.05  # Seconds; a command that had less than that left can't tell that the server is gone.
 
 
 class Link:
@@ -52,6 +55,7 @@ class Link:
         self._answered: asyncio.Future[None] | None = None
         self._late: set[asyncio.Task[Any]] = set()
         self._why = ""
+        self._pause = 0.0
         self._closed = False
 
     def send(self, arguments: Arguments, timeout: float) -> "asyncio.Future[Any]":
@@ -69,7 +73,7 @@ class Link:
         if wire is None:
             return self._send_late(packed, timeout)
         if len(wire.waiting) >= self._max_in_flight:
-            return _failed(f"{self.name} has {self._max_in_flight} commands in flight, which is the bound")
+            return self._over_the_bound()
         return wire.send(packed, timeout)
 
     def reset(self, why: str) -> None:
@@ -77,22 +81,33 @@ class Link:
         if self._wire is not None:
             self._wire.fail(why)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a command waits for its reply."""
+        return bool(self._late or (self._wire is not None and self._wire.waiting))
+
     async def aclose(self) -> None:
         """Close for good."""
         self._closed = True
-        tasks = {task for task in (self._knocking, *self._late) if task is not None}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        self._why = "it was closed"
         if self._wire is not None:
-            self._wire.fail("it was closed")
+            self._wire.fail(self._why)
+        if self._knocking is not None:
+            self._knocking.cancel()
+            await asyncio.wait({self._knocking})
+        self._answer()
+        if self._late:
+            await asyncio.wait(self._late)
+        await asyncio.sleep(0)  # the transport closes its socket in the next turn
+
+    def _over_the_bound(self) -> "asyncio.Future[Any]":
+        return _failed(f"{self.name} has {self._max_in_flight} commands in flight, which is the bound")
 
     def _send_late(self, packed: bytes, timeout: float) -> "asyncio.Future[Any]":
-        if self._closed:
-            return _failed(f"{self.name} was closed")
         if self._why:
             return _failed(f"{self.name} is not available: {self._why}")
+        if len(self._late) >= self._max_in_flight:
+            return self._over_the_bound()
         # Only those who come before the first knock is answered wait for it.
         loop = asyncio.get_running_loop()
         if self._answered is None:
@@ -108,33 +123,27 @@ class Link:
         await asyncio.wait({answered}, timeout=until - loop.time())
         if self._wire is None:
             raise StoreUnavailableError(f"{self.name} is not available: {self._why or 'it has not answered yet'}.")
-        return await self._wire.send(packed, max(0.001, until - loop.time()))
+        return await self._wire.send(packed, until - loop.time())
 
     async def _knock(self) -> None:
-        pause = _FIRST_PAUSE
         while not self._closed:
+            if self._pause:
+                await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+            self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
             try:
                 async with asyncio.timeout(_KNOCK_TIMEOUT):
                     self._wire = await self._connect()
             except Exception as error:  # what redis-py raises has no common base
-                self._note(_reason(error))
+                self._note(reason_of(error))
             self._answer()
             if self._wire is not None:
                 if self._why:
                     logger.warning("%s is available again", self.name)
                 self._why = ""
                 return
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
-            pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _connect(self) -> "_Wire":
-        connection = self._make()
-        try:
-            await connection.connect()
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        wire = _Wire(connection, self._lost)
+        wire = _Wire(await opened(self._make()), self._lost)
         try:
             await self._setup(lambda arguments: wire.send(hiredis.pack_command(arguments), _KNOCK_TIMEOUT))  # type: ignore[arg-type] # as in send
         except BaseException:
@@ -150,6 +159,8 @@ class Link:
         if wire is not self._wire:
             return
         self._wire = None
+        if asyncio.get_running_loop().time() - wire.opened_at > _LONGEST_PAUSE:
+            self._pause = 0.0  # else each connection is lost as soon as it opens: that is no better than a closed door
         if not self._closed:
             self._note(why)
             self._knocking = asyncio.get_running_loop().create_task(self._knock())
@@ -178,7 +189,8 @@ class _Wire(asyncio.Protocol):
         # By timeout, so that each queue is in the order of its deadlines.
         self._deadlines: dict[float, deque[tuple[float, asyncio.Future[Any]]]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
-        self._heard_at = self._loop.time()
+        self._sweeps_at = inf
+        self.opened_at = self._heard_at = self._loop.time()
         # redis-py has opened the connection and said who we are; from here on the bytes come to us. Its stream is
         # kept, since one that is collected closes its transport, and the connection is told that it has none.
         self._stream = connection._writer  # noqa: SLF001 - there is no public way to the transport
@@ -189,17 +201,28 @@ class _Wire(asyncio.Protocol):
     def send(self, packed: bytes, timeout: float) -> asyncio.Future[Any]:
         """Queue a command; the future ends with its reply, or with StoreUnavailableError."""
         future = self._loop.create_future()
-        if not self._buffer:
-            self._loop.call_soon(self._flush)
-        self._buffer.append(packed)
+        if not self.waiting:
+            self._transport.write(packed)  # nothing is under way, so nothing is won by waiting for company
+        else:
+            if not self._buffer:
+                self._loop.call_soon(self._flush)
+            self._buffer.append(packed)
         self.waiting.append(future)
+        timeout = max(1, ceil(timeout * 1000)) / 1000  # what is left of a deadline may be any number; queues are few
         queue = self._deadlines.get(timeout)
         if queue is None:
             queue = self._deadlines[timeout] = deque()
-        queue.append((self._loop.time() + timeout, future))
-        if self._sweeper is None:
-            self._sweeper = self._loop.call_later(timeout, self._sweep)
+        deadline = self._loop.time() + timeout
+        queue.append((deadline, future))
+        if deadline < self._sweeps_at:
+            self._sweep_at(deadline)
         return future
+
+    def _sweep_at(self, deadline: float) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._sweeps_at = deadline
+        self._sweeper = self._loop.call_at(deadline, self._sweep)
 
     def _flush(self) -> None:
         self._transport.write(b"".join(self._buffer))
@@ -219,7 +242,7 @@ class _Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what waits."""
-        self.fail(_reason(exc) if exc is not None else "it closed the connection")
+        self.fail(reason_of(exc) if exc is not None else "it closed the connection")
 
     def fail(self, why: str) -> None:
         """End the connection and everything that waits for it."""
@@ -239,29 +262,18 @@ class _Wire(asyncio.Protocol):
         self._transport.abort()
 
     def _sweep(self) -> None:
-        self._sweeper = None
-        now, soonest = self._loop.time(), None
+        self._sweeper, self._sweeps_at = None, inf
+        now, soonest = self._loop.time(), inf
         for timeout, queue in self._deadlines.items():
             while queue and (queue[0][1].done() or queue[0][0] <= now):
                 _, future = queue.popleft()
                 if future.done():
                     continue
-                if now - self._heard_at >= timeout:
+                if now - self._heard_at >= max(timeout, _SHORTEST_SILENCE):
                     self.fail(f"no answer within {timeout:g} s")
                     return
                 future.set_exception(StoreUnavailableError(f"The store did not answer within {timeout:g} s."))
-            if queue and (soonest is None or queue[0][0] < soonest):
+            if queue and queue[0][0] < soonest:
                 soonest = queue[0][0]
-        if soonest is not None:
-            self._sweeper = self._loop.call_at(soonest, self._sweep)
-
-
-def _reason(error: BaseException) -> str:
-    """Say what went wrong without what may hold a password: a connection's own text quotes its URL at times."""
-    if isinstance(error, TimeoutError):
-        return "no answer"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, StoreUnavailableError):
-        return str(error).rstrip(".")
-    return type(error).__name__
+        if soonest < inf:
+            self._sweep_at(soonest)

@@ -13,7 +13,7 @@ from resilience.decisions.algorithm import ALGORITHMS
 from resilience.decisions.idempotency import Claim, Claimed, Record, Takeover, claimed, decide_claim, may
 from resilience.decisions.quota import Quota, Usage
 from resilience.errors import ConfigurationError, StoreUnavailableError
-from resilience.stores.base import Want
+from resilience.stores.base import Want, total_costs
 from resilience.verdict import Reply
 
 _LOOKED_AT = 4  # Old entries that each new one looks at: expiry keeps pace with growth, at a flat cost.
@@ -56,15 +56,10 @@ class MemoryStore:
         now = self._clock()
         usages = []
         denied = False
-        asked: dict[tuple[str, str], int] = {}
-        for want in wants:
+        for want, cost in zip(wants, total_costs(wants), strict=True):
             functions = ALGORITHMS[want.quota.algorithm]
             held = self._held(want)
             state = held[1] if held is not None else functions.empty()
-            cost = want.cost
-            if len(wants) > 1:
-                cost += asked.get((want.rule, want.subject), 0)
-                asked[want.rule, want.subject] = cost
             usage = functions.decide(state, want.quota, cost, now)
             denied = denied or not usage.allowed
             usages.append(usage)

@@ -70,13 +70,13 @@ class Server:
         """
         info = await send(("INFO",))
         if isinstance(info, hiredis.ReplyError):
-            self._warn(f"it does not let us ask INFO ({_code(info)}), so it is used unchecked")
+            self._warn(f"it does not let us ask INFO ({code_of(info)}), so it is used unchecked")
         else:
             self._check(dict(_INFO_LINE.findall(info.decode())))
         for script in self._scripts:
             reply = await send(("SCRIPT", "LOAD", script.source))
             if isinstance(reply, hiredis.ReplyError):
-                raise StoreUnavailableError(f"it refuses scripts ({_code(reply)})")
+                raise StoreUnavailableError(f"it refuses scripts ({code_of(reply)})")
 
     def _check(self, info: dict[str, str]) -> None:
         version = tuple(int(part) for part in re.findall(r"\d+", info.get("redis_version", "0"))[:2])
@@ -121,7 +121,7 @@ class SingleNode:
 
     def _watch(self, done: "asyncio.Future[Any]") -> None:
         if not done.cancelled() and done.exception() is None and isinstance(done.result(), hiredis.ReplyError):
-            code = _code(done.result())
+            code = code_of(done.result())
             if code in ("READONLY", "MASTERDOWN"):
                 self._link.reset("it is no longer the primary")
             elif code == "MOVED":
@@ -140,5 +140,12 @@ def _name(options: dict[str, Any]) -> str:
     return "Redis behind sentinels"
 
 
-def _code(error: object) -> str:
-    return str(error).partition(" ")[0]
+# What Redis 6.2 makes of an error that a command of a script meets.
+_IN_SCRIPT = re.compile(r"ERR Error running script \(call to \w+\): (?:@user_script: ?\d+: )+-?([A-Z]+) ")
+
+
+def code_of(error: hiredis.ReplyError) -> str:
+    """Return an error reply's code, of the command that failed where that was inside a script."""
+    text = str(error)
+    inside = _IN_SCRIPT.match(text)
+    return inside[1] if inside else text.partition(" ")[0]

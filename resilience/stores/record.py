@@ -47,6 +47,10 @@ def unpack(raw: bytes) -> Stored | None:
         return None
     _, state, epoch, _, _, token, length = _HEAD.unpack_from(raw)
     envelope = _HEAD.size + length
+    if len(raw) < envelope:
+        return None
+    if len(raw) < envelope:
+        return None
     return Stored(state == b"D", epoch, token, raw[_HEAD.size : envelope], _reply(raw[envelope:]))
 
 
@@ -59,8 +63,7 @@ def _reply(envelope: bytes) -> Reply | None:
     meta, _, body = envelope.partition(b"\n")
     try:
         version, protocol, code, metadata = json.loads(meta)
+        pairs = tuple((name, value) for name, value in metadata)
     except (ValueError, TypeError):
         return None
-    if version != _VERSION:
-        return None
-    return Reply(protocol, code, tuple((name, value) for name, value in metadata), body)
+    return Reply(protocol, code, pairs, body) if version == _VERSION else None

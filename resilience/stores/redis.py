@@ -1,7 +1,9 @@
 """Floor 1: one store for every process. Scripts decide on the server, by its clock; this carries the words."""
 
 import asyncio
+import re
 from collections.abc import Sequence
+from functools import partial
 from hashlib import blake2b
 from time import monotonic, time
 from typing import Any, NoReturn
@@ -28,11 +30,13 @@ from resilience.stores.base import Want
 from resilience.stores.cluster import ClusterNodes
 from resilience.stores.hot_keys import Denials, Group, Merger, key_of
 from resilience.stores.link import Arguments
-from resilience.stores.nodes import Nodes, Script, SingleNode
+from resilience.stores.nodes import Nodes, Script, SingleNode, code_of
+from resilience.stores.scattered import acquire_scattered, subjects_of
 from resilience.verdict import Reply
 
 _LETTERS = {"sliding_window": "S", "sliding_log": "S", "token_bucket": "B", "fixed_window": "F"}
-_MOST_GROUPS = 64  # Groups of rules in one script, so that no call of it holds the server up.
+_PREFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MOST_GROUPS = 16  # Groups of rules in one script: the server works on one part while the next is on its way.
 
 
 class RedisStore:
@@ -58,8 +62,8 @@ class RedisStore:
         limit_timeout: float = 0.05,
         record_timeout: float = 0.25,
     ) -> None:
-        if not (prefix.isascii() and prefix.replace(".", "").replace("_", "").replace("-", "").isalnum()):
-            raise ConfigurationError("A prefix is letters, digits, '.', '_' and '-'.")
+        if not _PREFIX.fullmatch(prefix):
+            raise ConfigurationError("A prefix is 1 to 64 letters, digits, '.', '_' and '-'.")
         self._prefix = f"{prefix}:v1"
         self._limit_timeout = limit_timeout
         self._record_timeout = record_timeout
@@ -70,8 +74,8 @@ class RedisStore:
         self._nodes: Nodes = (
             ClusterNodes(client, scripts) if isinstance(client, RedisCluster) else SingleNode(client, scripts)
         )
-        self._merger = Merger(self._ask)
-        self._asking: set[asyncio.Task[None]] = set()
+        self._merger = Merger(self._ask, monotonic, most=1 if self._nodes.clustered else _MOST_GROUPS)
+        self._asking: set[asyncio.Future[Any]] = set()
         self._denials = Denials(monotonic)
 
     # -- rate limits
@@ -82,11 +86,11 @@ class RedisStore:
         known = self._denials.find(key)
         if known is not None:
             return known
-        asked_at = monotonic()
-        usages = await self._merger.acquire(key, wants)
-        if not all(usage.allowed for usage in usages):
-            self._denials.note(key, asked_at, usages)
-        return usages
+        if self._nodes.clustered and len(wants) > 1:
+            parts = subjects_of(wants)
+            if len(parts) > 1:
+                return await acquire_scattered(wants, parts, self.acquire)
+        return await self._merger.acquire(key, wants)
 
     async def reset(self, rule: str, subject: str) -> None:
         """Forget what one subject used of one rule."""
@@ -95,15 +99,7 @@ class RedisStore:
             key = self._count_key(rule, subject, letter)
             await self._call(key, ("DEL", key), self._limit_timeout)
 
-    def _ask(self, groups: list[Group]) -> None:
-        most = 1 if self._nodes.clustered else _MOST_GROUPS
-        for at in range(0, len(groups), most):
-            part = groups[at : at + most]
-            task = asyncio.get_running_loop().create_task(self._answer(part))
-            self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
-
-    async def _answer(self, groups: list[Group]) -> None:
+    def _ask(self, groups: list[Group]) -> "asyncio.Future[Any]":
         keys: list[str] = []
         arguments: list[str | int] = []
         for group in groups:
@@ -111,19 +107,40 @@ class RedisStore:
             for want in group.wants:
                 keys.append(self._count_key(want.rule, want.subject, _LETTERS[want.quota.algorithm]))
                 arguments += _rule_arguments(want)
+        rest = (len(keys), *keys, *arguments)
+        return self._send_for(groups, keys[0], ("EVALSHA", self._acquire.digest, *rest))
+
+    def _send_for(self, groups: list[Group], key: str, command: Arguments) -> "asyncio.Future[Any]":
+        left = self._limit_timeout - (monotonic() - groups[0].asked_at)
+        sent = asyncio.ensure_future(self._nodes.send(key, command, left))
+        self._asking.add(sent)
+        sent.add_done_callback(partial(self._answer, groups, key, command))
+        return sent
+
+    def _answer(self, groups: list[Group], key: str, command: Arguments, sent: "asyncio.Future[Any]") -> None:
+        self._asking.discard(sent)
+        error: Exception
         try:
-            reply = await self._run(self._acquire, keys, tuple(arguments), self._limit_timeout)
-        except BaseException as error:
+            reply = sent.result()
+            if isinstance(reply, hiredis.ReplyError):
+                if str(reply).startswith("NOSCRIPT"):
+                    self._send_for(groups, key, ("EVAL", self._acquire.source, *command[2:]))
+                    return
+                _fail(reply, key)
+            at = 1
             for group in groups:
-                group.fail(error if isinstance(error, Exception) else StoreUnavailableError("The store was closed."))
-            if not isinstance(error, Exception):
-                raise
+                following = at + 1 + 3 * len(group.wants)
+                denied = group.answer(reply[at], reply[at + 1 : following])
+                if denied is not None:
+                    self._denials.note(group.key, group.asked_at, denied)
+                at = following
             return
-        at = 1
+        except asyncio.CancelledError:
+            error = StoreUnavailableError("The store was closed.")
+        except Exception as told:
+            error = told
         for group in groups:
-            following = at + 1 + 3 * len(group.wants)
-            group.answer(reply[at], reply[at + 1 : following])
-            at = following
+            group.fail(error)
 
     def _count_key(self, rule: str, subject: str, letter: str) -> str:
         # The subject in braces: in a cluster all rules of one subject are in one slot.
@@ -137,6 +154,7 @@ class RedisStore:
         self, key: str, token: str, fingerprint: bytes, *, lease: float, ttl: float, takeover: Takeover
     ) -> Claim:
         """Ask to run the operation under ``key``. See ``IdempotencyStore``."""
+        until = monotonic() + self._record_timeout
         name, owner = self._record_key(key), _token(token)
         fresh = record.pack(done=False, lease=lease, ttl=ttl, token=owner, fingerprint=fingerprint, reply=None)
         ttl_ms = round(ttl * 1000)
@@ -149,11 +167,9 @@ class RedisStore:
                 return Mismatched()
             if stored.done:
                 return Completed(stored.reply)
-            if stored.token == owner:
-                return Claimed(stored.epoch)
-            # Somebody runs it, or has died of it: only the server's clock can tell.
+            # Somebody runs it, or has died of it, or asks again: only the server's clock can tell.
         arguments = (owner, fingerprint, takeover, fresh, ttl_ms)
-        kind, *rest = await self._run(self._claim, [name], arguments, self._record_timeout)
+        kind, *rest = await self._run(self._claim, [name], arguments, until - monotonic())
         return _answer(kind, rest, lease, name)
 
     async def renew(self, key: str, token: str, *, lease: float, ttl: float) -> bool:
@@ -180,13 +196,16 @@ class RedisStore:
     async def aclose(self) -> None:
         """Close every connection. Later calls are refused."""
         await self._nodes.aclose()
+        if self._asking:
+            await asyncio.wait(self._asking)
 
     async def _run(self, script: Script, keys: list[str], arguments: Arguments, timeout: float) -> Any:  # noqa: ASYNC109
+        until = monotonic() + timeout
         rest = (len(keys), *keys, *arguments)
         reply = await self._nodes.send(keys[0], ("EVALSHA", script.digest, *rest), timeout)
         if isinstance(reply, hiredis.ReplyError):
             if str(reply).startswith("NOSCRIPT"):
-                return await self._call(keys[0], ("EVAL", script.source, *rest), timeout)
+                return await self._call(keys[0], ("EVAL", script.source, *rest), until - monotonic())
             _fail(reply, keys[0])
         return reply
 
@@ -198,9 +217,8 @@ class RedisStore:
 
 
 def _fail(error: hiredis.ReplyError, key: str) -> NoReturn:
-    text = str(error)
-    code = text.partition(" ")[0]
-    if "FOREIGN" in text or code == "WRONGTYPE":
+    code = code_of(error)
+    if code in ("FOREIGN", "WRONGTYPE"):
         raise ForeignValueError(key)
     raise StoreUnavailableError(f"The store refused a command: {code}.")
 

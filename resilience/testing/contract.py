@@ -62,6 +62,15 @@ class StoreContract(ABC):
             assert [usage.allowed for usage in await store.acquire(both)] == [False, True]
         assert (await store.acquire([self._want(who, wide, cost=0)]))[0].remaining == 9
 
+    async def test_rules_of_different_subjects_are_all_or_nothing(self) -> None:
+        """A caller's own quota is not touched by a denial of everybody's."""
+        store, me, all_ = await self.make_store(), self.unique("me"), self.unique("all")
+        mine, everybodys = Quota(10, per=60), Quota(2, per=60)
+        both = [self._want(me, mine), self._want(all_, everybodys)]
+        answers = [[usage.allowed for usage in await store.acquire(both)] for _ in range(4)]
+        assert answers == [[True, True], [True, True], [True, False], [True, False]]
+        assert (await store.acquire([self._want(me, mine, cost=0)]))[0].remaining == 8
+
     async def test_a_cost_of_zero_only_looks(self) -> None:
         """Looking is free."""
         store, who = await self.make_store(), self.unique("look")

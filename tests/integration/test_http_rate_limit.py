@@ -18,6 +18,7 @@ from resilience import (
     MemoryStore,
     Pipeline,
     RateLimitPolicy,
+    RequestContextPolicy,
     Rule,
     set_context_user,
 )
@@ -185,6 +186,22 @@ async def test_of_several_rules_the_classic_headers_speak_of_the_one_nearest_to_
 
     assert response.headers["x-ratelimit-limit"] == "2"
     assert response.headers["ratelimit"] == '"100/hour";r=99;t=3600, "2/minute";r=1;t=60'
+
+
+@pytest.mark.parametrize("stage", ["core", "edge"])
+async def test_two_policies_tell_the_classic_headers_once_and_both_their_rules(stage: str) -> None:
+    store = MemoryStore(clock=ManualClock())
+    daily, burst = RateLimitPolicy(store, "100/day"), RateLimitPolicy(store, "5/minute")
+    pipeline = Pipeline([daily, burst]) if stage == "core" else Pipeline([burst], edge=[RequestContextPolicy(), daily])
+    app = FastAPI()
+    app.add_api_route("/", lambda: "hello")
+    install(app, pipeline)
+
+    headers = (await connect(app).get("/")).headers
+
+    assert [headers.get_list(name) for name in HEADERS[:3]] == [["5"], ["4"], ["60"]]
+    assert headers.get("ratelimit") == '"100/day";r=99;t=86400, "5/minute";r=4;t=60'
+    assert headers.get("ratelimit-policy") == '"100/day";q=100;w=86400, "5/minute";q=5;w=60'
 
 
 @pytest.mark.parametrize("accept", [PROBLEM, f"text/html, {PROBLEM};q=0.9, */*;q=0.1"])

@@ -113,7 +113,9 @@ class RedisServer:
 @asynccontextmanager
 async def redis_cluster(path: str, *, replicas: bool = False) -> AsyncIterator[list[RedisServer]]:
     """Start a cluster of three primaries, each with a replica if asked for; primaries come first."""
-    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-announce-ip", "127.0.0.1")
+    cluster = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-announce-ip", "127.0.0.1")
+    # One node's slots are no other node's affair, and a replica need not wait for others to come.
+    options = (*cluster, "--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0")
     servers = [RedisServer(path, *options) for _ in range(6 if replicas else 3)]
     clients: list[Any] = [Redis(port=server.port, decode_responses=True, socket_timeout=5) for server in servers]
     try:
@@ -151,3 +153,22 @@ async def _until_known(clients: list[Any], count: int, *, replicas: int = 0) -> 
                 if info["cluster_state"] == "ok" and linked >= count and followers >= replicas:
                     break
                 await asyncio.sleep(0.05)
+
+
+class Sentinel(RedisServer):
+    """A sentinel that watches one primary as ``mymaster`` and replaces it within a second or two."""
+
+    def __init__(self, path: str, primary: RedisServer) -> None:
+        super().__init__(path)
+        self._config = Path(self._folder.name, "sentinel.conf")
+        self._config.write_text(
+            f"sentinel monitor mymaster 127.0.0.1 {primary.port} 1\n"
+            "sentinel down-after-milliseconds mymaster 500\n"
+            "sentinel failover-timeout mymaster 2000\n"
+        )
+
+    def start(self) -> None:
+        """Start the process."""
+        command = [self._path, str(self._config), "--sentinel", "--port", str(self.port), "--bind", "127.0.0.1"]
+        with Path(self._folder.name, "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)

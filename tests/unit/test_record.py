@@ -1,0 +1,130 @@
+import json
+from typing import cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resilience.call import Protocol
+from resilience.stores.record import Stored, pack, unpack
+from resilience.verdict import Reply
+
+TOKEN, PRINT = bytes(range(16)), b"http:" + b"\xff" * 32
+HEAD = 39  # What the scripts count on: the fingerprint's length is its last byte.
+REPLY = Reply("http", 201, (("link", "a"), ("link", "b")), b'{"id":1}')
+
+texts = st.text(max_size=10) | st.sampled_from(["", "\n", '"', "\\", "\0", "é", "\ud800"])
+replies = st.builds(
+    Reply,
+    st.sampled_from(["http", "grpc"]),
+    st.integers(0, 599),
+    st.lists(st.tuples(texts, texts), max_size=4).map(tuple),
+    st.binary(max_size=100) | st.sampled_from([b"\n", b"\n\n", b"[1]\n", bytes(range(256))]),
+)
+
+
+def packed(reply: Reply | None = REPLY, *, done: bool = True) -> bytes:
+    return pack(done=done, lease=1.5, ttl=60, token=TOKEN, fingerprint=PRINT, reply=reply)
+
+
+def with_envelope(envelope: bytes) -> bytes:
+    return packed(None) + envelope
+
+
+@settings(deadline=None)
+@given(
+    replies | st.none(), st.booleans(), st.binary(min_size=16, max_size=16), st.binary(min_size=1, max_size=255),
+    st.floats(0.001, 4_000_000), st.floats(0.001, 1e12),
+)  # fmt: skip
+def test_every_record_is_read_as_it_was_written(
+    reply: Reply | None, done: bool, token: bytes, fingerprint: bytes, lease: float, ttl: float
+) -> None:
+    raw = pack(done=done, lease=lease, ttl=ttl, token=token, fingerprint=fingerprint, reply=reply)
+    assert unpack(raw) == Stored(done, 1, token, fingerprint, reply)
+
+
+def test_the_layout_is_the_one_that_the_scripts_read() -> None:
+    raw = packed(None, done=False)
+    assert raw[:2] == b"IP"
+    assert int.from_bytes(raw[2:10], "big") == 1
+    assert int.from_bytes(raw[10:14], "big") == 1500
+    assert int.from_bytes(raw[14:22], "big") == 60_000
+    assert raw[22:38] == TOKEN
+    assert raw[38] == len(PRINT)
+    assert raw[HEAD:] == PRINT
+    assert packed(None)[:2] == b"ID"
+
+
+def test_the_epoch_is_read_from_where_the_script_writes_it() -> None:
+    raw = packed(None, done=False)
+    later = unpack(raw[:2] + (2**40).to_bytes(8, "big") + raw[10:])
+    assert later is not None
+    assert later.epoch == 2**40
+
+
+def test_a_body_is_kept_as_it_was_sent() -> None:
+    body = bytes(range(256)) * 3
+    assert packed(Reply("http", 200, (), body)).endswith(b"\n" + body)
+
+
+def test_a_record_without_a_reply_has_nothing_behind_its_fingerprint() -> None:
+    assert len(packed(None)) == HEAD + len(PRINT)
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        b'[2,"http",200,[]]\nbody',
+        b'["1","http",200,[]]\nbody',
+        b'[2,"http",200,[],"more"]\nbody',
+        b'{"version":2}\nbody',
+        b'{"a":2,"b":3,"c":4,"d":5}\nbody',
+        b"2\nbody",
+        b"null\nbody",
+        b"\nbody",
+        b"\xff\xfe\n",
+        b"no json\nbody",
+    ],
+)
+def test_an_envelope_of_another_version_is_done_and_not_replayable(envelope: bytes) -> None:
+    assert unpack(with_envelope(envelope)) == Stored(True, 1, TOKEN, PRINT, None)
+
+
+@pytest.mark.parametrize("metadata", ["5", "null", "[5]", '[["name"]]', '[["name","value","more"]]'])
+def test_an_envelope_with_metadata_of_another_form_is_not_replayable(metadata: str) -> None:
+    assert unpack(with_envelope(f'[1,"http",200,{metadata}]\n'.encode())) == Stored(True, 1, TOKEN, PRINT, None)
+
+
+def test_the_envelope_is_one_line_of_json_and_the_body() -> None:
+    meta, _, body = packed()[HEAD + len(PRINT) :].partition(b"\n")
+    assert json.loads(meta) == [1, "http", 201, [["link", "a"], ["link", "b"]]]
+    assert body == REPLY.body
+
+
+@pytest.mark.parametrize("length", range(HEAD))
+def test_a_record_cut_off_in_its_head_is_no_record(length: int) -> None:
+    assert unpack(packed()[:length]) is None
+
+
+@pytest.mark.parametrize("missing", [1, len(PRINT) - 1, len(PRINT)])
+def test_a_record_cut_off_in_its_fingerprint_is_no_record(missing: int) -> None:
+    assert unpack(packed(None)[:-missing]) is None
+
+
+@given(st.binary(max_size=200))
+def test_foreign_bytes_are_no_record(raw: bytes) -> None:
+    if raw[:2] not in (b"IP", b"ID"):
+        assert unpack(raw) is None
+
+
+@pytest.mark.parametrize("start", [b"XP", b"Ip", b"IX", b"SD", b"\0\0"])
+def test_a_record_with_another_mark_at_its_head_is_no_record(start: bytes) -> None:
+    assert unpack(start + packed()[2:]) is None
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_reply_goes_back_to_the_door_that_wrote_it(protocol: str) -> None:
+    read = unpack(packed(Reply(cast("Protocol", protocol), 5, (), b"")))
+    assert read is not None
+    assert read.reply is not None
+    assert read.reply.protocol == protocol
