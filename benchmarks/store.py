@@ -1,6 +1,6 @@
 """The Redis store beside redis-py, in one run on one server: decisions a second, and the client's CPU for each.
 
-Run it with ``.venv/bin/python -m benchmarks.store``. It starts its own redis-server on a free port, or uses ``REDIS_URL``.
+Run it with ``.venv/bin/python -m benchmarks.store``. It starts a redis-server on a free port, or uses ``REDIS_URL``.
 """
 
 import asyncio

@@ -112,7 +112,11 @@ def policy_field(quotas: Sequence[tuple[str, Quota]]) -> str:
 
     Source: draft-ietf-httpapi-ratelimit-headers-11, 3. ``w`` is a whole number of seconds, hence rounded up.
     """
-    return ", ".join(f'"{name}";q={quota.limit};w={ceil(quota.per)}' for name, quota in quotas)
+    return ", ".join(f'"{name}";q={quota.limit};{_unit(quota)}' for name, quota in quotas)
+
+
+def _unit(quota: Quota) -> str:
+    return 'qu="concurrent-requests"' if quota.algorithm == "concurrency" else f"w={ceil(quota.per)}"
 
 
 def usage_field(usages: Sequence[tuple[str, Usage]]) -> str:

@@ -28,6 +28,7 @@ _SLIDING = Functions(
     sliding_window.used_share,
 )
 
+# Concurrency is not among them: its state is a set of holders, who have names (see ``concurrency``).
 ALGORITHMS: dict[Algorithm, Functions] = {
     "sliding_window": _SLIDING,
     "sliding_log": _SLIDING,

@@ -14,7 +14,7 @@ _TEXT = re.compile(
 )
 
 
-Algorithm = Literal["sliding_window", "sliding_log", "token_bucket", "fixed_window"]
+Algorithm = Literal["sliding_window", "sliding_log", "token_bucket", "fixed_window", "concurrency"]
 
 PARTS = 30
 """How many parts the ``sliding_window`` cuts its window into."""
@@ -34,7 +34,8 @@ class Quota:
         algorithm: ``sliding_window`` never admits more than the limit in any window, in O(1) memory. ``sliding_log``
             the same, exactly, for limits up to 256. ``token_bucket`` admits ``burst`` at once and then one unit each
             ``per / limit`` seconds (GCRA). ``fixed_window`` starts anew at each multiple of ``per``, and so admits up
-            to twice the limit around one.
+            to twice the limit around one. ``concurrency`` admits ``limit`` calls at once; ``per`` is the lease after
+            which a dead worker's calls no longer count, at least 1, renewed while a call runs.
         burst: units that a full token bucket holds, 1 to ``limit``; for ``token_bucket`` alone, which has no default.
         calendar: ``day`` or ``month``, in UTC: a fixed window that starts with it.
 
@@ -66,11 +67,11 @@ class Quota:
         self._check_algorithm()
         written = next((name for name, seconds in _PERIODS.items() if seconds == self.per), f"{self.per:g}s")
         period: str = self.calendar or written
-        self._set("name", f"{self.limit}/{period}")
+        self._set("name", f"{self.limit} at once" if self.algorithm == "concurrency" else f"{self.limit}/{period}")
         window_us = round(self.per * 1_000_000)
-        shares = {"sliding_window": PARTS, "token_bucket": self.limit, "sliding_log": window_us, "fixed_window": 1}
+        shares = {"sliding_window": PARTS, "token_bucket": self.limit, "sliding_log": window_us}
         self._set("window_us", window_us)
-        self._set("step_us", -(-window_us // shares[self.algorithm]))
+        self._set("step_us", -(-window_us // shares.get(self.algorithm, 1)))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -90,6 +91,8 @@ class Quota:
             )
         if self.algorithm == "token_bucket" and self.limit > self.per * _FASTEST_BUCKET:
             raise ConfigurationError(f"A token_bucket counts whole microseconds: at most {_FASTEST_BUCKET} a second.")
+        if self.algorithm == "concurrency" and self.per < 1:
+            raise ConfigurationError(f"The lease of a concurrency limit must be at least 1 second, not {self.per:g}.")
         if self.algorithm != "token_bucket" and self.burst is not None:
             raise ConfigurationError(f"Only a token_bucket has a burst; this quota is a {self.algorithm}.")
 

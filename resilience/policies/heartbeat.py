@@ -2,11 +2,19 @@
 
 import asyncio
 import logging
+from typing import Protocol
 
 from resilience.errors import StoreUnavailableError
-from resilience.stores.base import IdempotencyStore
 
 logger = logging.getLogger("resilience")
+
+
+class Renews(Protocol):
+    """What leases are renewed with: a store, or what stands for several of its counts."""
+
+    async def renew(self, key: str, token: str, *, lease: float, ttl: float) -> bool:
+        """Extend one lease; False where it is no longer the token's."""
+        ...
 
 
 class Heartbeat:
@@ -20,7 +28,7 @@ class Heartbeat:
         ttl: seconds that a renewed record is kept.
     """
 
-    def __init__(self, store: IdempotencyStore, lease: float, ttl: float) -> None:
+    def __init__(self, store: Renews, lease: float, ttl: float) -> None:
         self._store = store
         self._lease = lease
         self._ttl = ttl

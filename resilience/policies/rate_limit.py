@@ -10,6 +10,7 @@ from resilience.call import Call
 from resilience.decisions.quota import Quota, Usage
 from resilience.errors import ConfigurationError, StoreUnavailableError
 from resilience.policies.outage import Outage
+from resilience.policies.permits import PermitHolder
 from resilience.policies.rule import OnOutage, Rule
 from resilience.stores.base import RateLimitStore, Want
 from resilience.stores.memory import MemoryStore
@@ -49,7 +50,8 @@ class RateLimitPolicy:
         self.rules = tuple(rule for item in given for rule in _rules(item))
         self.operations = frozenset().union(*(rule.operations or () for rule in self.rules))
         self._store = store
-        self._local = MemoryStore()
+        self._permits = PermitHolder(store, self.rules)
+        self._local: tuple[MemoryStore, PermitHolder] | None = None
         self._shares = {rule.name: _share(rule.quota, replicas) for rule in self.rules}
         self._on_outage = {rule.name: rule.on_outage or on_outage for rule in self.rules}
         ways = sorted({_MEANWHILE[way] for way in self._on_outage.values()})
@@ -62,6 +64,7 @@ class RateLimitPolicy:
     async def admit(self, call: Call, admission: Admission) -> Verdict:
         """Take what the call costs, or refuse it."""
         wants = []
+        token = self._permits.token()
         for rule in self.rules:
             if rule.operations is not None and call.operation not in rule.operations:
                 continue
@@ -69,7 +72,7 @@ class RateLimitPolicy:
             if not isinstance(subject, str) and isawaitable(subject):
                 subject = await subject
             if subject is not None:
-                wants.append(Want(rule.name, subject, rule.quota, rule.cost))
+                wants.append(Want(rule.name, subject, rule.quota, rule.cost, token))
         if not wants:
             return PROCEED
         try:
@@ -78,7 +81,7 @@ class RateLimitPolicy:
             self._outage.began(error)
             return await self._without_store(wants, admission)
         self._outage.ended()
-        return self._judge(wants, usages, admission)
+        return self._judge(wants, usages, admission, self._permits)
 
     async def _without_store(self, wants: Sequence[Want], admission: Admission) -> Verdict:
         ways = {self._on_outage[want.rule] for want in wants}
@@ -87,9 +90,17 @@ class RateLimitPolicy:
         local = [
             want._replace(quota=self._shares[want.rule]) for want in wants if self._on_outage[want.rule] == "local"
         ]
-        return self._judge(local, await self._local.acquire(local), admission) if local else PROCEED
+        if not local:
+            return PROCEED
+        if self._local is None:
+            memory = MemoryStore()
+            self._local = memory, PermitHolder(memory, self.rules)
+        memory, permits = self._local
+        return self._judge(local, await memory.acquire(local), admission, permits)
 
-    def _judge(self, wants: Sequence[Want], usages: Sequence[Usage], admission: Admission) -> Verdict:
+    def _judge(
+        self, wants: Sequence[Want], usages: Sequence[Usage], admission: Admission, permits: PermitHolder
+    ) -> Verdict:
         earlier = bool(admission.limits)
         admission.limits += [(want.rule, want.quota, usage) for want, usage in zip(wants, usages, strict=True)]
         if earlier:
@@ -98,6 +109,7 @@ class RateLimitPolicy:
         admission.metadata += self._told(admission.limits)
         denied = [usage for usage in usages if not usage.allowed]
         if not denied:
+            permits.hold(wants, admission)
             return PROCEED
         retry_after = max(usage.retry_after for usage in denied)
         return Reject(Reason.RATE_LIMITED, "Too many requests", None if retry_after == inf else retry_after)

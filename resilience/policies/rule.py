@@ -75,6 +75,8 @@ class Rule:
             quota = quotas[0]
         if cost < 0:
             raise ConfigurationError(f"A rule's cost must be at least 0, not {cost}.")
+        if quota.algorithm == "concurrency" and cost != 1:
+            raise ConfigurationError(f"A call takes one permit of a concurrency limit, not {cost}.")
         self.quota = quota
         self.key = key
         self.operations = None if operations is None else frozenset(operations)

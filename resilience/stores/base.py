@@ -20,16 +20,18 @@ class Want(NamedTuple):
         subject: who it is counted for.
         quota: limit and window.
         cost: units, at least 0; 0 only looks.
+        token: who holds the permit, for a quota of ``concurrency``; unique to the call.
     """
 
     rule: str
     subject: str
     quota: Quota
     cost: int
+    token: str = ""
 
 
 def total_costs(wants: Sequence[Want]) -> list[int]:
-    """Return for each want what all wants for its count cost together: one count asked twice is asked once, for both."""
+    """Return for each want what all wants for its count cost together: a count asked twice is asked once, for both."""
     if len(wants) == 1:
         return [wants[0].cost]
     totals: dict[tuple[str, str], int] = {}
@@ -47,6 +49,10 @@ class RateLimitStore(Protocol):
 
         Where one is denied, the others say what they would have said, and nothing is counted.
         """
+        ...
+
+    async def free(self, wants: Sequence[Want]) -> None:
+        """Give permits of ``concurrency`` quotas back; wants of other quotas keep what they took."""
         ...
 
     async def reset(self, rule: str, subject: str) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 from resilience.decisions.quota import Usage
 from resilience.stores.base import Want, total_costs
 
-Key = tuple[tuple[str, str, int, int, int], ...]
-"""Per want: rule, subject, cost, and what tells its quota from another of the same name."""
+Key = tuple[tuple[str, str, int, int, int, str], ...]
+"""Per want: rule, subject, cost, what tells its quota from another of the same name, and token."""
 
 
 class Group:
@@ -28,6 +28,11 @@ class Group:
         self.wants = wants
         self.futures = [first]
         self.asked_at = 0.0
+
+    @property
+    def fickle(self) -> bool:
+        """Whether a denial may end at any time, because a permit may be given back."""
+        return any(want.quota.algorithm == "concurrency" for want in self.wants)
 
     def fail(self, error: BaseException) -> None:
         """Tell everyone that there is no answer."""
@@ -78,7 +83,9 @@ _MOST_DENIALS = 10_000
 
 def key_of(wants: Sequence[Want]) -> Key:
     """Return what makes two calls the same request."""
-    return tuple([(rule, subject, cost, quota.limit, quota.step_us) for rule, subject, quota, cost in wants])
+    return tuple(
+        [(rule, subject, cost, quota.limit, quota.step_us, token) for rule, subject, quota, cost, token in wants]
+    )
 
 
 class Merger:

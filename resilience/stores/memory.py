@@ -4,17 +4,24 @@ Bounded in both halves, and the halves differ at the bound. A count may be forgo
 goes, so that a flood of new callers hardly frees one who is over the limit. A record may not: a new claim is refused.
 """
 
+import logging
+import os
 from array import array
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import islice
+from multiprocessing import parent_process
 from time import monotonic, time
 
+from resilience.decisions import concurrency
 from resilience.decisions.algorithm import ALGORITHMS
 from resilience.decisions.idempotency import Claim, Claimed, Record, Takeover, claimed, decide_claim, may
 from resilience.decisions.quota import Quota, Usage
 from resilience.errors import ConfigurationError, StoreUnavailableError
 from resilience.stores.base import Want, total_costs
 from resilience.verdict import Reply
+
+logger = logging.getLogger("resilience")
 
 _LOOKED_AT = 4  # Old entries that each new one looks at: expiry keeps pace with growth, at a flat cost.
 _LOOKED_AT_WHEN_FULL = 256
@@ -46,9 +53,11 @@ class MemoryStore:
         self._max_subjects = max_subjects
         self._max_record_bytes = max_record_bytes
         self._clock = clock or _steady_clock()
+        _tell_workers()
         # Both are ordered by when an entry was last looked at, so that a look takes from the front.
         self._counts: dict[tuple[str, str], tuple[Quota, array[int]]] = {}
         self._records: dict[str, tuple[float, Record]] = {}
+        self._permits: dict[tuple[str, str], concurrency.Permits] = {}
         self._record_bytes = 0
 
     async def acquire(self, wants: Sequence[Want]) -> Sequence[Usage]:
@@ -57,10 +66,7 @@ class MemoryStore:
         usages = []
         denied = False
         for want, cost in zip(wants, total_costs(wants), strict=True):
-            functions = ALGORITHMS[want.quota.algorithm]
-            held = self._held(want)
-            state = held[1] if held is not None else functions.empty()
-            usage = functions.decide(state, want.quota, cost, now)
+            usage = self._decide(want, cost, now)
             denied = denied or not usage.allowed
             usages.append(usage)
         if not denied:
@@ -68,14 +74,34 @@ class MemoryStore:
                 self._charge(want, now)
         return usages
 
+    async def free(self, wants: Sequence[Want]) -> None:
+        """Give permits of ``concurrency`` quotas back. See ``RateLimitStore``."""
+        for want in wants:
+            permits = self._permits.get((want.rule, want.subject), {})
+            permits.pop(want.token, None)
+            if not permits:
+                self._permits.pop((want.rule, want.subject), None)
+
     async def reset(self, rule: str, subject: str) -> None:
         """Forget what one subject used of one rule."""
         self._counts.pop((rule, subject), None)
+        self._permits.pop((rule, subject), None)
+
+    def _decide(self, want: Want, cost: int, now: float) -> Usage:
+        if want.quota.algorithm == "concurrency":
+            permits = self._permits.get((want.rule, want.subject), {})
+            return concurrency.decide(permits, want.quota, want.token, cost, now)
+        functions = ALGORITHMS[want.quota.algorithm]
+        held = self._held(want)
+        return functions.decide(held[1] if held is not None else functions.empty(), want.quota, cost, now)
 
     def _charge(self, want: Want, now: float) -> None:
         if not want.cost:
             return
         key = (want.rule, want.subject)
+        if want.quota.algorithm == "concurrency":
+            concurrency.charge(self._permits.setdefault(key, {}), want.quota, want.token, now)
+            return
         held = self._held(want)
         functions = ALGORITHMS[want.quota.algorithm]
         if held is None:
@@ -183,6 +209,17 @@ class MemoryStore:
                 self._records[key] = held
             else:
                 self._record_bytes -= _size(held[1])
+
+
+@cache
+def _tell_workers() -> None:
+    """Say, once in a process, that it is one of several and counts alone."""
+    several = os.environ.get("WEB_CONCURRENCY", "1")
+    if parent_process() is not None or (several.isdecimal() and int(several) > 1):
+        logger.warning(
+            "This is one of several workers, and each counts alone in its own memory: a limit of 100 is 100 for each, "
+            "and a key is known to one. Set REDIS_URL, or give the policies a RedisStore."
+        )
 
 
 def _steady_clock() -> Callable[[], float]:

@@ -34,7 +34,7 @@ from resilience.stores.nodes import Nodes, Script, SingleNode, code_of
 from resilience.stores.scattered import acquire_scattered, subjects_of
 from resilience.verdict import Reply
 
-_LETTERS = {"sliding_window": "S", "sliding_log": "S", "token_bucket": "B", "fixed_window": "F"}
+_LETTERS = {"sliding_window": "S", "sliding_log": "S", "token_bucket": "B", "fixed_window": "F", "concurrency": "C"}
 _PREFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MOST_GROUPS = 16  # Groups of rules in one script: the server works on one part while the next is on its way.
 
@@ -92,10 +92,17 @@ class RedisStore:
                 return await acquire_scattered(wants, parts, self.acquire)
         return await self._merger.acquire(key, wants)
 
+    async def free(self, wants: Sequence[Want]) -> None:
+        """Give permits of ``concurrency`` quotas back. See ``RateLimitStore``."""
+        for want in wants:
+            if want.quota.algorithm == "concurrency":
+                key = self._count_key(want.rule, want.subject, "C")
+                await self._call(key, ("ZREM", key, _holder(want)), self._limit_timeout)
+
     async def reset(self, rule: str, subject: str) -> None:
         """Forget what one subject used of one rule."""
         self._denials.forget(rule, subject)
-        for letter in "SBF":
+        for letter in "SBFC":
             key = self._count_key(rule, subject, letter)
             await self._call(key, ("DEL", key), self._limit_timeout)
 
@@ -119,7 +126,6 @@ class RedisStore:
 
     def _answer(self, groups: list[Group], key: str, command: Arguments, sent: "asyncio.Future[Any]") -> None:
         self._asking.discard(sent)
-        error: Exception
         try:
             reply = sent.result()
             if isinstance(reply, hiredis.ReplyError):
@@ -127,20 +133,21 @@ class RedisStore:
                     self._send_for(groups, key, ("EVAL", self._acquire.source, *command[2:]))
                     return
                 _fail(reply, key)
-            at = 1
-            for group in groups:
-                following = at + 1 + 3 * len(group.wants)
-                denied = group.answer(reply[at], reply[at + 1 : following])
-                if denied is not None:
-                    self._denials.note(group.key, group.asked_at, denied)
-                at = following
-            return
         except asyncio.CancelledError:
-            error = StoreUnavailableError("The store was closed.")
-        except Exception as told:
-            error = told
+            _fail_all(groups, StoreUnavailableError("The store was closed."))
+        except Exception as error:
+            _fail_all(groups, error)
+        else:
+            self._share(groups, reply)
+
+    def _share(self, groups: list[Group], reply: list[Any]) -> None:
+        at = 1
         for group in groups:
-            group.fail(error)
+            following = at + 1 + 3 * len(group.wants)
+            denied = group.answer(reply[at], reply[at + 1 : following])
+            if denied is not None and not group.fickle:
+                self._denials.note(group.key, group.asked_at, denied)
+            at = following
 
     def _count_key(self, rule: str, subject: str, letter: str) -> str:
         # The subject in braces: in a cluster all rules of one subject are in one slot.
@@ -216,6 +223,11 @@ class RedisStore:
         return reply
 
 
+def _fail_all(groups: list[Group], error: Exception) -> None:
+    for group in groups:
+        group.fail(error)
+
+
 def _fail(error: hiredis.ReplyError, key: str) -> NoReturn:
     code = code_of(error)
     if code in ("FOREIGN", "WRONGTYPE"):
@@ -242,8 +254,14 @@ def _client(source: "str | Redis | RedisCluster") -> "Redis | RedisCluster":
 def _rule_arguments(want: Want) -> tuple[str | int, ...]:
     quota = want.quota
     step: str | int = quota.step_us if quota.calendar is None else _starts(quota)
+    if quota.algorithm == "concurrency":
+        step = _holder(want)
     letter = _LETTERS[quota.algorithm]
     return letter, quota.limit, quota.window_us, want.cost, quota.capacity, step
+
+
+def _holder(want: Want) -> str:
+    return f"t{want.token}"
 
 
 def _starts(quota: Quota) -> str:

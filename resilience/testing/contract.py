@@ -10,6 +10,7 @@ from resilience.verdict import Reply
 
 REPLY = Reply("http", 201, (("content-type", "application/json"), ("link", "a"), ("link", "b")), b'{"id":"p_1"}')
 FIVE = Quota(5, per=1)
+AT_ONCE = Quota(2, per=1, algorithm="concurrency")
 LEASE = 0.5
 PRINT, OTHER_PRINT, FOREIGN_PRINT = b"http:" + b"1" * 32, b"http:" + b"2" * 32, b"grpc:" + b"1" * 32
 
@@ -97,6 +98,39 @@ class StoreContract(ABC):
         await store.acquire([self._want(who, cost=5)])
         await store.reset(FIVE.name, who)
         assert (await store.acquire([self._want(who)]))[0].remaining == 4
+
+    async def test_so_many_permits_are_held_at_once(self) -> None:
+        """One that is given back is free; a holder that asks again has one, not two."""
+        store, who = await self.make_store(), self.unique("permits")
+        one, two, three = (Want("c", who, AT_ONCE, 1, token) for token in ("1", "2", "3"))
+        assert [(await store.acquire([want]))[0].remaining for want in (one, two, two)] == [1, 0, 0]
+        denied = (await store.acquire([three]))[0]
+        assert not denied.allowed
+        assert 0 < denied.retry_after < 1.001
+        await store.free([one])
+        assert (await store.acquire([three]))[0].allowed
+        assert not (await store.acquire([one]))[0].allowed
+
+    async def test_the_permit_of_a_dead_worker_is_free_after_its_lease(self) -> None:
+        """And one that is renewed is not."""
+        store, who = await self.make_store(), self.unique("leases")
+        dead, alive, late = (Want("c", who, AT_ONCE, 1, token) for token in ("1", "2", "3"))
+        await store.acquire([dead])
+        await store.acquire([alive])
+        await self.advance(0.7)
+        assert (await store.acquire([alive]))[0].allowed
+        assert not (await store.acquire([late]))[0].allowed
+        await self.advance(0.4)
+        assert (await store.acquire([late]))[0].allowed
+        assert not (await store.acquire([dead]))[0].allowed
+
+    async def test_a_permit_and_a_quota_are_all_or_nothing(self) -> None:
+        """A call that its quota denies holds no permit."""
+        store, who = await self.make_store(), self.unique("both")
+        once, wide = Quota(1, per=60), Want("c", who, AT_ONCE, 1, "0")
+        for token in ("1", "2"):
+            await store.acquire([Want("once", who, once, 1), wide._replace(token=token)])
+        assert (await store.acquire([wide._replace(cost=0)]))[0].remaining == 1
 
     async def _claim(
         self, store: Store, key: str, token: str, print_: bytes = PRINT, *, takeover: Takeover = "reexecute"

@@ -25,6 +25,10 @@ class FaultyStore:
         """See ``RateLimitStore``."""
         return await self._reach().acquire(wants)
 
+    async def free(self, wants: Sequence[Want]) -> None:
+        """See ``RateLimitStore``."""
+        await self._reach().free(wants)
+
     async def reset(self, rule: str, subject: str) -> None:
         """See ``RateLimitStore``."""
         await self._reach().reset(rule, subject)

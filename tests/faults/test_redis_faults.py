@@ -273,3 +273,17 @@ class TestNoRedis:
                 await asyncio.sleep(0)
             assert len(peers) <= 8
             assert heard(caplog, "is not available") <= 8
+
+
+async def test_a_command_that_had_little_time_left_fails_alone(
+    make_store: MakeStore, server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make_store(server.url, limit_timeout=1)
+    await acquire(store)
+    link: Any = store._nodes._link  # type: ignore[attr-defined]
+    server.signal(signal.SIGSTOP)
+    with pytest.raises(StoreUnavailableError):
+        await link.send(("PING",), 0.001)
+    server.signal(signal.SIGCONT)
+    assert (await acquire(store)).allowed
+    assert not caplog.records

@@ -2,7 +2,8 @@
 -- them allow: all or nothing. Times in microseconds, by the server's clock.
 -- KEYS: the state of each rule, group by group; all on this server.
 -- ARGV: for each group: n, how many rules; then for each rule: algorithm, limit, window, cost, capacity, and
---   the length of a part (sliding), of one emission (bucket), or the starts of calendar windows, joined by commas (fixed).
+--   the length of a part (sliding), of one emission (bucket), the starts of calendar windows, joined by commas (fixed), or
+--   "t" and the holder's token (concurrency).
 -- Returns: now; then for each group: k, how many of n were admitted; then for each rule: left, reset, wait (-1: never).
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -127,7 +128,39 @@ function Fixed.wait(rule)
   return rule.stop - now + 1
 end
 
-local algorithms = { S = Sliding, B = Bucket, F = Fixed }
+-- A sorted set of the holders' tokens by the instants at which their leases are out. See decisions/concurrency.py.
+local Permits = {}
+function Permits.load(rule)
+  local kind = redis.call('TYPE', rule.key).ok
+  if kind ~= 'zset' and kind ~= 'none' then return false end
+  redis.call('ZREMRANGEBYSCORE', rule.key, '-inf', now)
+  local others = redis.call('ZCARD', rule.key)
+  if redis.call('ZSCORE', rule.key, rule.token) then others = others - 1 end
+  rule.others, rule.left = others, max(0, rule.limit - others)
+  return true
+end
+function Permits.charge(rule, units)
+  rule.left = rule.left - units
+  redis.call('ZADD', rule.key, now + rule.window, rule.token)
+  redis.call('PEXPIRE', rule.key, ceil(rule.window / 1000) + 1)
+end
+function Permits.first(rule)
+  for _, holder in ipairs({ 0, 1 }) do
+    local found = redis.call('ZRANGE', rule.key, holder, holder, 'WITHSCORES')
+    if found[1] and found[1] ~= rule.token then return tonumber(found[2]) end
+  end
+end
+function Permits.reset(rule)
+  local first = rule.others > 0 and Permits.first(rule)
+  if first then return first - now end
+  return rule.cost > 0 and rule.window or 0
+end
+function Permits.wait(rule)
+  local first = Permits.first(rule)
+  return first and first - now + 1 or -1
+end
+
+local algorithms = { S = Sliding, B = Bucket, F = Fixed, C = Permits }
 local answer, key, arg = { now }, 0, 1
 
 local function load()
@@ -141,7 +174,9 @@ local function load()
     capacity = tonumber(ARGV[arg + 4]),
     step = tonumber(ARGV[arg + 5]),
   }
-  if not rule.step then
+  if rule.algorithm == Permits then
+    rule.token = ARGV[arg + 5]
+  elseif not rule.step then
     rule.starts = {}
     for start in ARGV[arg + 5]:gmatch('%d+') do rule.starts[#rule.starts + 1] = tonumber(start) end
   end
