@@ -10,6 +10,7 @@ from resilience.pipeline import Pipeline
 from resilience.policies.rate_limit import RateLimitPolicy
 from resilience.policies.rule import Rule
 from resilience.settings import Settings
+from resilience.stores.base import Store
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
@@ -23,7 +24,8 @@ class RateLimitMiddleware:
     Args:
         app: the application inside.
         redis_client: the application's own ``redis.asyncio`` client: a ``Redis``, one of ``Sentinel.master_for``, or a
-            ``RedisCluster``. Without one, ``REDIS_URL`` says where counts are kept, or they are kept in memory.
+            ``RedisCluster``; it stays the application's to close. Without one, ``REDIS_URL`` says where counts are
+            kept, or they are kept in memory.
         settings: in place of the environment.
 
     Raises:
@@ -38,6 +40,7 @@ class RateLimitMiddleware:
         settings: Settings | None = None,
     ) -> None:
         settings = settings or Settings.load()
+        store: Store
         if redis_client is None:
             store = settings.store()
         else:
@@ -46,8 +49,15 @@ class RateLimitMiddleware:
             store = RedisStore(redis_client)
         rule = Rule(Quota(settings.rate_limit_requests, per=settings.rate_limit_window))
         policies = [RateLimitPolicy(store, rule)] if settings.rate_limit_enabled else []
+        self._store = store
         self.app: ASGIApp = ResilienceMiddleware(app, Pipeline(policies))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        await self.app(scope, receive, send)
+        """Serve one connection; let go of the store when the application has stopped."""
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+            return
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            await self._store.aclose()

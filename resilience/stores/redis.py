@@ -144,6 +144,12 @@ class RedisStore:
         at = 1
         for group in groups:
             following = at + 1 + 3 * len(group.wants)
+            if reply[at] < 0:
+                want = group.wants[-reply[at] - 1]
+                key = self._count_key(want.rule, want.subject, _LETTERS[want.quota.algorithm])
+                group.fail(ForeignValueError(key))
+                at = following
+                continue
             denied = group.answer(reply[at], reply[at + 1 : following])
             if denied is not None and not group.fickle:
                 self._denials.note(group.key, group.asked_at, denied)

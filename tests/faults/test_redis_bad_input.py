@@ -1,5 +1,7 @@
 """Wrong URLs, wrong passwords, wrong settings, wrong values, and a server that is too old."""
 
+import asyncio
+
 import pytest
 from redis.asyncio import Redis
 
@@ -17,6 +19,7 @@ from resilience.stores.base import Want
 from resilience.stores.redis import RedisStore
 from tests.faults.redis_scene import (
     FINGERPRINT,
+    QUOTA,
     Antique,
     MakeStore,
     StartServer,
@@ -197,6 +200,22 @@ class TestForeignValues:
                 _, result = await timed(call)
                 assert result is False or isinstance(result, ForeignValueError)
             assert await operator.dump(key) == before
+
+    @pytest.mark.parametrize("spoil", ["by hand", "another type"])
+    async def test_a_foreign_count_of_one_caller_is_no_affair_of_others_who_call_at_the_same_time(
+        self, version: str, spoil: str, make_store: MakeStore, start_server: StartServer
+    ) -> None:
+        server = await start_server(version=version)
+        store = make_store(server.url)
+        async with Redis.from_url(server.url) as operator:
+            await acquire(store, "spoilt")
+            await _spoil(operator, await _only_key(operator), spoil)
+        names = ["first", "spoilt", "last"] * 3
+        answers = await asyncio.gather(*(timed(acquire(store, name)) for name in names))
+        for name, (_, result) in zip(names, answers, strict=True):
+            assert isinstance(result, ForeignValueError) if name == "spoilt" else result.allowed
+        for name in ("first", "last"):
+            assert (await acquire(store, name)).remaining == QUOTA.limit - 4
 
     async def test_one_foreign_count_leaves_the_others_of_its_turn_alone(
         self, version: str, make_store: MakeStore, start_server: StartServer

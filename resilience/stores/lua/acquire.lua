@@ -4,15 +4,24 @@
 -- ARGV: for each group: n, how many rules; then for each rule: algorithm, limit, window, cost, capacity, and
 --   the length of a part (sliding), of one emission (bucket), the starts of calendar windows, joined by commas (fixed), or
 --   "t" and the holder's token (concurrency).
--- Returns: now; then for each group: k, how many of n were admitted; then for each rule: left, reset, wait (-1: never).
+-- Returns: now; then for each group: k, how many of n were admitted, or -i where what is under the key of rule i is not
+--   ours; then for each rule: left, reset, wait (-1: never).
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
 
+-- What is under a key; where that is of another type, a text that no algorithm takes for its own.
+local function get(key)
+  local raw = redis.pcall('GET', key)
+  if type(raw) ~= 'table' then return raw end
+  if raw.err:find('WRONGTYPE', 1, true) then return '?' end
+  error(raw.err)
+end
+
 -- "S", units counted, then pairs of (instant, units), oldest first. See decisions/sliding_window.py.
 local Sliding = {}
 function Sliding.load(rule)
-  local raw = redis.call('GET', rule.key)
+  local raw = get(rule.key)
   rule.used, rule.now, rule.marks = 0, now, ''
   if raw then
     if raw:sub(1, 1) ~= 'S' or #raw < 17 or (#raw - 5) % 12 ~= 0 then return false end
@@ -61,7 +70,7 @@ end
 -- "B", the instant from which the bucket is full again. See decisions/token_bucket.py.
 local Bucket = {}
 function Bucket.load(rule)
-  local raw = redis.call('GET', rule.key)
+  local raw = get(rule.key)
   rule.full = now
   if raw then
     if raw:sub(1, 1) ~= 'B' or #raw ~= 9 then return false end
@@ -100,7 +109,7 @@ function Fixed.bounds(rule, instant)
   error('the calendar of the caller is behind the clock of the server')
 end
 function Fixed.load(rule)
-  local raw = redis.call('GET', rule.key)
+  local raw = get(rule.key)
   rule.start, rule.stop = Fixed.bounds(rule, now)
   rule.used = 0
   if raw then
@@ -184,21 +193,9 @@ local function load()
   if rule.algorithm.load(rule) then return rule end
 end
 
-while arg <= #ARGV do
-  local n, count = tonumber(ARGV[arg]), tonumber(ARGV[arg + 1])
-  local rules, k, seen = {}, n, {}
-  arg = arg + 2
-  for i = 1, count do
-    local rule = load()
-    if not rule then return redis.error_reply('FOREIGN ' .. KEYS[key]) end
-    if seen[rule.key] then
-      -- One count asked twice in a group is asked once, for both.
-      seen[rule.key].cost = seen[rule.key].cost + rule.cost
-      rules[i] = seen[rule.key]
-    else
-      rules[i], seen[rule.key] = rule, rule
-    end
-  end
+-- Take what a group asks for, n times over, from its rules, each of which is seen once.
+local function take(n, rules, seen)
+  local k = n
   for _, rule in pairs(seen) do
     if rule.cost > 0 then k = min(k, max(0, floor(rule.left / rule.cost))) end
   end
@@ -208,8 +205,8 @@ while arg <= #ARGV do
     end
   end
   answer[#answer + 1] = k
-  for i = 1, count do
-    local rule, wait, more = rules[i], 0, 0
+  for _, rule in ipairs(rules) do
+    local wait, more = 0, 0
     if k < n and rule.cost > rule.left then
       wait = rule.algorithm.wait(rule)
     elseif k == 0 then
@@ -217,6 +214,31 @@ while arg <= #ARGV do
     end
     local size = #answer
     answer[size + 1], answer[size + 2], answer[size + 3] = rule.left, rule.algorithm.reset(rule, more), wait
+  end
+end
+
+while arg <= #ARGV do
+  local n, count = tonumber(ARGV[arg]), tonumber(ARGV[arg + 1])
+  local rules, seen, foreign = {}, {}, nil
+  arg = arg + 2
+  for i = 1, count do
+    local rule = load()
+    if not rule then
+      foreign = foreign or i
+    elseif seen[rule.key] then
+      -- One count asked twice in a group is asked once, for both.
+      seen[rule.key].cost = seen[rule.key].cost + rule.cost
+      rules[i] = seen[rule.key]
+    else
+      rules[i], seen[rule.key] = rule, rule
+    end
+  end
+  if foreign then
+    -- Nobody knows what this group has left; the other groups are served all the same.
+    answer[#answer + 1] = -foreign
+    for _ = 1, 3 * count do answer[#answer + 1] = 0 end
+  else
+    take(n, rules, seen)
   end
 end
 return answer
