@@ -20,7 +20,13 @@ from resilience.context import (
 )
 from resilience.decisions.quota import Quota, Usage
 from resilience.decisions.readiness import HealthStatus
-from resilience.errors import ConfigurationError, PayloadTooLargeError, ResilienceError, StoreUnavailableError
+from resilience.errors import (
+    ConfigurationError,
+    ForeignValueError,
+    PayloadTooLargeError,
+    ResilienceError,
+    StoreUnavailableError,
+)
 from resilience.health import ComponentHealth, HealthChecker, HealthReport
 from resilience.pipeline import Pipeline
 from resilience.policies.idempotency import IdempotencyPolicy
@@ -40,6 +46,7 @@ __all__ = [
     "ComponentHealth",
     "ConfigurationError",
     "ContextSnapshot",
+    "ForeignValueError",
     "HealthChecker",
     "HealthReport",
     "HealthStatus",

@@ -5,13 +5,12 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from hashlib import blake2b
-from time import monotonic, time
+from time import monotonic
 from typing import Any, NoReturn
 
 import hiredis
 from redis.asyncio import Redis, RedisCluster
 
-from resilience.decisions import fixed_window
 from resilience.decisions.idempotency import (
     LONGEST_HINT,
     Abandoned,
@@ -23,7 +22,7 @@ from resilience.decisions.idempotency import (
     Takeover,
     differs,
 )
-from resilience.decisions.quota import Quota, Usage
+from resilience.decisions.quota import Usage
 from resilience.errors import ConfigurationError, ForeignValueError, StoreUnavailableError
 from resilience.stores import record
 from resilience.stores.base import Want
@@ -31,10 +30,10 @@ from resilience.stores.cluster import ClusterNodes
 from resilience.stores.hot_keys import Denials, Group, Merger, key_of
 from resilience.stores.link import Arguments
 from resilience.stores.nodes import Nodes, Script, SingleNode, code_of
+from resilience.stores.rule_arguments import LETTERS, holder, rule_arguments
 from resilience.stores.scattered import acquire_scattered, subjects_of
 from resilience.verdict import Reply
 
-_LETTERS = {"sliding_window": "S", "sliding_log": "S", "token_bucket": "B", "fixed_window": "F", "concurrency": "C"}
 _PREFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MOST_GROUPS = 16  # Groups of rules in one script: the server works on one part while the next is on its way.
 
@@ -97,14 +96,14 @@ class RedisStore:
         for want in wants:
             if want.quota.algorithm == "concurrency":
                 key = self._count_key(want.rule, want.subject, "C")
-                await self._call(key, ("ZREM", key, _holder(want)), self._limit_timeout)
+                await self._call(key, ("ZREM", key, holder(want)), self._limit_timeout)
 
     async def reset(self, rule: str, subject: str) -> None:
         """Forget what one subject used of one rule."""
+        keys = [self._count_key(rule, subject, letter) for letter in sorted(set(LETTERS.values()))]
+        await self._call(keys[0], ("DEL", *keys), self._limit_timeout)
+        # Replies come in order, so whatever was denied before the reset is known by now.
         self._denials.forget(rule, subject)
-        for letter in "SBFC":
-            key = self._count_key(rule, subject, letter)
-            await self._call(key, ("DEL", key), self._limit_timeout)
 
     def _ask(self, groups: list[Group]) -> "asyncio.Future[Any]":
         keys: list[str] = []
@@ -112,8 +111,8 @@ class RedisStore:
         for group in groups:
             arguments += (len(group.futures), len(group.wants))
             for want in group.wants:
-                keys.append(self._count_key(want.rule, want.subject, _LETTERS[want.quota.algorithm]))
-                arguments += _rule_arguments(want)
+                keys.append(self._count_key(want.rule, want.subject, LETTERS[want.quota.algorithm]))
+                arguments += rule_arguments(want)
         rest = (len(keys), *keys, *arguments)
         return self._send_for(groups, keys[0], ("EVALSHA", self._acquire.digest, *rest))
 
@@ -146,7 +145,7 @@ class RedisStore:
             following = at + 1 + 3 * len(group.wants)
             if reply[at] < 0:
                 want = group.wants[-reply[at] - 1]
-                key = self._count_key(want.rule, want.subject, _LETTERS[want.quota.algorithm])
+                key = self._count_key(want.rule, want.subject, LETTERS[want.quota.algorithm])
                 group.fail(ForeignValueError(key))
                 at = following
                 continue
@@ -255,27 +254,6 @@ def _client(source: "str | Redis | RedisCluster") -> "Redis | RedisCluster":
             "The Redis URL is malformed. Write redis://[user:password@]host[:port][/db], with rediss:// for TLS, "
             "redis+cluster:// for a cluster or unix:///path; percent-encode a password's special characters."
         ) from None
-
-
-def _rule_arguments(want: Want) -> tuple[str | int, ...]:
-    quota = want.quota
-    step: str | int = quota.step_us if quota.calendar is None else _starts(quota)
-    if quota.algorithm == "concurrency":
-        step = _holder(want)
-    letter = _LETTERS[quota.algorithm]
-    return letter, quota.limit, quota.window_us, want.cost, quota.capacity, step
-
-
-def _holder(want: Want) -> str:
-    return f"t{want.token}"
-
-
-def _starts(quota: Quota) -> str:
-    """Return the starts of the windows around now, for a server whose clock is not ours."""
-    first, second = fixed_window.bounds(quota, round(time() * 1_000_000))
-    third = fixed_window.bounds(quota, second)[1]
-    before = fixed_window.bounds(quota, first - 1)[0]
-    return f"{before},{first},{second},{third}"
 
 
 def _token(token: str) -> bytes:
