@@ -37,11 +37,12 @@ def decide(state: "array[int]", quota: Quota, cost: int, now: float) -> Usage:
         start, stop = bounds(quota, state[0])  # the clock stepped back
     used, limit = state[1] if state[0] == start else 0, quota.limit
     until_stop = (stop - now_us) / 1_000_000
-    if used + cost <= limit:
-        return Usage(True, limit, limit - used - cost, until_stop if used or cost else 0.0, 0.0)
+    left = max(0, limit - used)  # more than the limit is used where it was lowered meanwhile
+    if cost <= left:
+        return Usage(True, limit, left - cost, until_stop if used or cost else 0.0, 0.0)
     # One microsecond more than exact, as in sliding_window.
     wait = (stop - now_us + 1) / 1_000_000 if cost <= limit else inf
-    return Usage(False, limit, limit - used, until_stop if used else 0.0, wait)
+    return Usage(False, limit, left, until_stop if used else 0.0, wait)
 
 
 def charge(state: "array[int]", quota: Quota, cost: int, now: float) -> None:

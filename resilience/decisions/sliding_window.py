@@ -36,20 +36,21 @@ def decide(marks: "Marks[int]", quota: Quota, cost: int, now: float) -> Usage:
     now_us, window_us, limit = _instant(marks, now), quota.window_us, quota.limit
     first, used = _live(marks, now_us - window_us)
     oldest = marks[first] if used else now_us
-    if used + cost <= limit:
+    if not cost or used + cost <= limit:
         if cost and first + 2 == len(marks) and oldest // quota.step_us == now_us // quota.step_us:
             oldest = now_us  # the charge will move the only mark
         reset_after = (oldest + window_us - now_us) / 1_000_000 if used or cost else 0.0
-        return Usage(True, limit, limit - used - cost, reset_after, 0.0)
+        return Usage(True, limit, max(0, limit - used - cost), reset_after, 0.0)
     reset_after = (oldest + window_us - now_us) / 1_000_000 if used else 0.0
+    left = max(0, limit - used)  # more than the limit is used where it was lowered meanwhile
     if cost > limit:
-        return Usage(False, limit, limit - used, reset_after, inf)
+        return Usage(False, limit, left, reset_after, inf)
     freed, last = marks[first + 1], first
     while freed < used + cost - limit:
         last += 2
         freed += marks[last + 1]
     # One microsecond more than exact: now + wait is a float sum, and must not round to just before the instant.
-    return Usage(False, limit, limit - used, reset_after, (marks[last] + window_us - now_us + 1) / 1_000_000)
+    return Usage(False, limit, left, reset_after, (marks[last] + window_us - now_us + 1) / 1_000_000)
 
 
 def charge(marks: "Marks[int]", quota: Quota, cost: int, now: float) -> None:

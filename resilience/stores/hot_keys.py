@@ -185,5 +185,5 @@ class Denials:
 def _later(usage: Usage, gone: float) -> Usage:
     return usage._replace(
         reset_after=max(0.0, usage.reset_after - gone),
-        retry_after=max(0.0, usage.retry_after - gone),
+        retry_after=0.0 if usage.allowed else max(1e-6, usage.retry_after - gone),
     )

@@ -81,6 +81,8 @@ class RedisStore:
 
     async def acquire(self, wants: Sequence[Want]) -> Sequence[Usage]:
         """Take all that is wanted or nothing of it. See ``RateLimitStore``."""
+        if not wants:
+            return []
         key = key_of(wants)
         known = self._denials.find(key)
         if known is not None:

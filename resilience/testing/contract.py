@@ -4,7 +4,7 @@ import asyncio
 from abc import ABC, abstractmethod
 
 from resilience.decisions.idempotency import Abandoned, Claim, Claimed, Completed, InProgress, Mismatched, Takeover
-from resilience.decisions.quota import Quota
+from resilience.decisions.quota import Algorithm, Quota
 from resilience.stores.base import Store, Want
 from resilience.verdict import Reply
 
@@ -84,6 +84,23 @@ class StoreContract(ABC):
         usage = (await store.acquire([self._want(who, cost=6)]))[0]
         assert not usage.allowed
         assert usage.retry_after == float("inf")
+
+    async def test_a_limit_that_was_lowered_below_what_is_used_has_nothing_left(self) -> None:
+        """And never less than nothing; looking is still free."""
+        store, who = await self.make_store(), self.unique("lowered")
+        algorithms: tuple[Algorithm, ...] = ("sliding_window", "fixed_window")
+        for algorithm in algorithms:
+            await store.acquire([Want(algorithm, who, Quota(10, per=60, algorithm=algorithm), 8)])
+            lowered = Want(algorithm, who, Quota(5, per=60, algorithm=algorithm), 0)
+            assert [(one.allowed, one.remaining) for one in await store.acquire([lowered])] == [(True, 0)]
+            denied = await store.acquire([lowered._replace(cost=1)])
+            assert [(one.allowed, one.remaining) for one in denied] == [(False, 0)]
+            assert 0 < denied[0].retry_after < 60.001
+
+    async def test_nothing_is_granted_to_who_wants_nothing(self) -> None:
+        """An empty call is answered empty."""
+        store = await self.make_store()
+        assert list(await store.acquire([])) == []
 
     async def test_subjects_and_rules_are_counted_apart(self) -> None:
         """One caller's use is not another's."""

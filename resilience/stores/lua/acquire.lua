@@ -34,7 +34,7 @@ function Sliding.load(rule)
     end
     rule.marks = raw:sub(first)
   end
-  rule.left = rule.limit - rule.used
+  rule.left = max(0, rule.limit - rule.used)
   return true
 end
 function Sliding.charge(rule, units)
@@ -59,7 +59,7 @@ function Sliding.reset(rule, more)
 end
 function Sliding.wait(rule)
   if rule.cost > rule.limit then return -1 end
-  local at, freed = 1, rule.left + struct.unpack('>I4', rule.marks, 9)
+  local at, freed = 1, rule.limit - rule.used + struct.unpack('>I4', rule.marks, 9)
   while freed < rule.cost do
     at = at + 12
     freed = freed + struct.unpack('>I4', rule.marks, at + 8)
@@ -120,7 +120,7 @@ function Fixed.load(rule)
       rule.start, rule.stop = Fixed.bounds(rule, start)
     end
   end
-  rule.left = rule.limit - rule.used
+  rule.left = max(0, rule.limit - rule.used)
   return true
 end
 function Fixed.charge(rule, units)
