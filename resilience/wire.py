@@ -124,7 +124,7 @@ def usage_field(usages: Sequence[tuple[str, Usage]]) -> str:
 
     Source: draft-ietf-httpapi-ratelimit-headers-11, 4.
     """
-    return ", ".join(f'"{name}";r={usage.remaining};t={ceil(usage.reset_after)}' for name, usage in usages)
+    return ", ".join([f'"{name}";r={usage.remaining};t={ceil(usage.reset_after)}' for name, usage in usages])
 
 
 def whole_seconds(retry_after: float) -> int:

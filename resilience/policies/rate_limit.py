@@ -101,12 +101,14 @@ class RateLimitPolicy:
     def _judge(
         self, wants: Sequence[Want], usages: Sequence[Usage], admission: Admission, permits: PermitHolder
     ) -> Verdict:
-        earlier = bool(admission.limits)
-        admission.limits += [(want.rule, want.quota, usage) for want, usage in zip(wants, usages, strict=True)]
+        limits = admission.limits
+        earlier = bool(limits)
+        for want, usage in zip(wants, usages, strict=True):
+            limits.append((want.rule, want.quota, usage))
         if earlier:
             # Another policy has told of its rules: what follows speaks for both.
             admission.metadata[:] = [pair for pair in admission.metadata if pair[0] not in _TOLD]
-        admission.metadata += self._told(admission.limits)
+        admission.metadata += self._told(limits)
         denied = [usage for usage in usages if not usage.allowed]
         if not denied:
             permits.hold(wants, admission)

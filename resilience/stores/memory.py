@@ -63,6 +63,11 @@ class MemoryStore:
     async def acquire(self, wants: Sequence[Want]) -> Sequence[Usage]:
         """Take all that is wanted or nothing of it. See ``RateLimitStore``."""
         now = self._clock()
+        if len(wants) == 1:  # nearly every call
+            usage = self._decide(wants[0], wants[0].cost, now)
+            if usage.allowed:
+                self._charge(wants[0], now)
+            return (usage,)
         usages = []
         denied = False
         for want, cost in zip(wants, total_costs(wants), strict=True):
@@ -111,9 +116,10 @@ class MemoryStore:
 
     def _held(self, want: Want) -> "tuple[Quota, array[int]] | None":
         held = self._counts.get((want.rule, want.subject))
+        if held is None or held[0] is want.quota:
+            return held
         # A rule that has changed its algorithm starts anew.
-        same = held is not None and ALGORITHMS[held[0].algorithm] is ALGORITHMS[want.quota.algorithm]
-        return held if same else None
+        return held if ALGORITHMS[held[0].algorithm] is ALGORITHMS[want.quota.algorithm] else None
 
     def _make_room(self, now: float) -> None:
         counts = self._counts
