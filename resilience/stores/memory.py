@@ -67,7 +67,7 @@ class MemoryStore:
             usage = self._decide(wants[0], wants[0].cost, now)
             if usage.allowed:
                 self._charge(wants[0], now)
-            return (usage,)
+            return [usage]
         usages = []
         denied = False
         for want, cost in zip(wants, total_costs(wants), strict=True):
