@@ -1,4 +1,5 @@
 from math import inf, nan
+from typing import Any
 
 import pytest
 
@@ -139,3 +140,18 @@ def test_a_calendar_quota_is_a_fixed_window() -> None:
 def test_a_quota_without_any_window_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="window"):
         Quota(5)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"per": 60, "calendar": "day"}, "stands for the window"),
+        ({"calendar": "year"}, "'day' or 'month'"),
+        ({"calendar": "day", "algorithm": "token_bucket"}, "stands for the window"),
+        ({"per": 60, "algorithm": "leaky"}, "is none of sliding_window"),
+        ({"per": 0.001, "algorithm": "token_bucket", "burst": 1}, "100000 a second"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        Quota(200, **options)
