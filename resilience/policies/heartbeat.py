@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextvars import Context
 from typing import Protocol
 
 from resilience.errors import StoreUnavailableError
@@ -64,7 +65,8 @@ class Heartbeat:
                 logger.warning("A running operation lost its idempotency lease; its reply will not be stored")
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = loop.call_later(self._lease / 3, self._on_timer, loop)
+        # A context of its own: it outlives the call that began it, and must not log under that call's ids.
+        self._timer = loop.call_later(self._lease / 3, self._on_timer, loop, context=Context())
 
     def _on_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None

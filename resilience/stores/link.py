@@ -8,6 +8,8 @@ Facts
 - Commands of one turn of the event loop leave in one write.
 - One timer sweeps all deadlines. A command that is past its own fails alone; silence since it was sent means that the
   server is gone, and fails everything.
+- What outlives the call that began it (the task that knocks, the timer) has a context of its own, so that its log
+  lines do not carry that call's ids.
 - While the server is gone every command fails at once. One task goes on knocking, ever more slowly.
 """
 
@@ -16,6 +18,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from math import ceil, inf
 from typing import Any
 
@@ -112,7 +115,7 @@ class Link:
         loop = asyncio.get_running_loop()
         if self._answered is None:
             self._answered = loop.create_future()
-            self._knocking = loop.create_task(self._knock())
+            self._knocking = loop.create_task(self._knock(), context=Context())
         task = loop.create_task(self._send_once_open(packed, loop.time() + timeout, self._answered))
         self._late.add(task)
         task.add_done_callback(self._late.discard)
@@ -163,7 +166,7 @@ class Link:
             self._pause = 0.0  # else each connection is lost as soon as it opens: that is no better than a closed door
         if not self._closed:
             self._note(why)
-            self._knocking = asyncio.get_running_loop().create_task(self._knock())
+            self._knocking = asyncio.get_running_loop().create_task(self._knock(), context=Context())
 
     def _note(self, why: str) -> None:
         if not self._why:
@@ -222,7 +225,7 @@ class _Wire(asyncio.Protocol):
         if self._sweeper is not None:
             self._sweeper.cancel()
         self._sweeps_at = deadline
-        self._sweeper = self._loop.call_at(deadline, self._sweep)
+        self._sweeper = self._loop.call_at(deadline, self._sweep, context=Context())
 
     def _flush(self) -> None:
         self._transport.write(b"".join(self._buffer))

@@ -1,6 +1,7 @@
 """The Redis store against real servers: what it shares, what it costs, and what it leaves behind."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from itertools import count
@@ -12,7 +13,7 @@ from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from http_middleware import install
-from resilience import IdempotencyPolicy, Pipeline, Quota, RateLimitPolicy, Reply, Rule
+from resilience import Call, IdempotencyPolicy, Pipeline, Quota, RateLimitPolicy, Reply, Rule, get_request_id
 from resilience.decisions.idempotency import Claimed, Completed, InProgress, record_key
 from resilience.errors import ConfigurationError, ForeignValueError
 from resilience.stores.base import Want
@@ -414,3 +415,42 @@ async def test_a_foreign_value_under_a_record_is_never_a_pass(either: RedisServe
 def test_a_prefix_that_is_none_is_refused(prefix: str) -> None:
     with pytest.raises(ConfigurationError):
         RedisStore("redis://localhost", prefix=prefix)
+
+
+async def test_the_log_of_an_outage_does_not_carry_the_ids_of_the_call_that_met_it(
+    redis_70: RedisServer,
+) -> None:
+    back = asyncio.Event()
+    ids: list[str | None] = []
+
+    class Ids(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            ids.append(get_request_id())
+            if "available again" in record.getMessage():
+                back.set()
+            return True
+
+    logger = logging.getLogger("resilience")
+    store = RedisStore(redis_70.url, limit_timeout=5, record_timeout=5)
+    filter_ = Ids()
+    logger.addFilter(filter_)
+    try:
+        pipeline = Pipeline([RateLimitPolicy(store, "100/minute")])
+        async with pipeline.admit(Call("http", "GET /", Nothing())) as admission:
+            await admission.admit(pipeline.core)
+            async with Redis.from_url(redis_70.url) as other:
+                await other.client_kill_filter(_type="normal", skipme=True)
+            await asyncio.wait_for(back.wait(), 10)
+    finally:
+        logger.removeFilter(filter_)
+        await store.aclose()
+    assert ids == [None] * len(ids)
+    assert len(ids) == 2
+
+
+class Nothing:
+    def get(self, _name: str) -> str | None:
+        return None
+
+    def get_all(self, _name: str) -> list[str]:
+        return []
