@@ -72,12 +72,12 @@ class ResilienceMiddleware:
             await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+        status = 0
 
         async def send_with_metadata(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] in _STARTS:
-                started = True
+                status = message.get("status", 101)
                 message = {**message, "headers": with_metadata(message.get("headers", ()), admission.metadata)}
             await send(message)
 
@@ -91,9 +91,11 @@ class ResilienceMiddleware:
                 await self.app(scope, receive, send_with_metadata)
             except Exception:
                 # Within Starlette the error handler further out has the word, and may be the application's own.
-                if not started and scope["type"] == "http" and "app" not in scope:
+                if not status and scope["type"] == "http" and "app" not in scope:
                     await render_error(send_with_metadata)
                 raise
+            if scope["type"] == "http" and not isinstance(admission.verdict, Reject):
+                await admission.settle(Outcome("completed" if wire.is_final_http(status) else "failed"))
 
     def _operation(self, scope: Scope) -> str:
         if self._routes is None:

@@ -17,7 +17,7 @@ from resilience import IdempotencyPolicy, MemoryStore, Pipeline, Policy, RateLim
 from resilience.admission import Admission
 from resilience.call import Call
 from resilience.testing import FaultyStore, ManualClock
-from resilience.verdict import Verdict
+from resilience.verdict import PROCEED, Outcome, Verdict
 
 
 @dataclass
@@ -62,7 +62,8 @@ class HttpDoor:
 
         @app.post("/things")
         async def make(request: Request) -> Response:
-            return Response(await work(await request.body()))
+            body = await request.body()
+            return Response(await work(body), {b"busy": 503, b"wrong": 422}.get(body, 200))
 
         install(app, pipeline)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -83,7 +84,10 @@ class GrpcDoor:
 
     @asynccontextmanager
     async def client(self, pipeline: Pipeline, work: Work) -> AsyncIterator[Send]:
-        async def make(request: bytes, _context: object) -> bytes:
+        async def make(request: bytes, context: Any) -> bytes:
+            codes = {b"busy": grpc.StatusCode.UNAVAILABLE, b"wrong": grpc.StatusCode.INVALID_ARGUMENT}
+            if request in codes:
+                await context.abort(codes[request], "No")
             return await work(request)
 
         server = grpc.aio.server(interceptors=[ResilienceInterceptor(pipeline)])
@@ -271,6 +275,37 @@ async def test_an_accident_frees_the_key_and_says_nothing(door: HttpDoor | GrpcD
     for answer in answers:
         assert b"hunter2" not in answer.body
         assert {wire.REQUEST_ID, wire.CORRELATION_ID} <= answer.metadata.keys()
+
+
+class Witness:
+    def __init__(self) -> None:
+        self.ended: asyncio.Queue[str] = asyncio.Queue()
+
+    async def admit(self, _call: Call, admission: Admission) -> Verdict:
+        async def note(outcome: Outcome) -> None:
+            self.ended.put_nowait(outcome.ended)
+
+        admission.on_settle(note)
+        return PROCEED
+
+
+@pytest.mark.parametrize(
+    ("payload", "ended"), [(b"a", "completed"), (b"busy", "failed"), (b"wrong", "completed"), (b"crash", "failed")]
+)
+async def test_policies_hear_whether_a_retry_may_better_an_answer(
+    payload: bytes, ended: str, door: HttpDoor | GrpcDoor
+) -> None:
+    witness = Witness()
+    async with asyncio.timeout(10), door.client(Pipeline([witness]), Work()) as send:
+        await send(payload)
+        assert await witness.ended.get() == ended
+
+
+async def test_policies_hear_of_a_refusal(door: HttpDoor | GrpcDoor) -> None:
+    witness = Witness()
+    async with asyncio.timeout(10), door.client(Pipeline([witness, Refusing(Reason.DRAINING)]), Work()) as send:
+        await send(b"a")
+        assert await witness.ended.get() == "refused"
 
 
 async def test_fifty_twins_run_once(door: HttpDoor | GrpcDoor) -> None:

@@ -1,9 +1,12 @@
 """One contract, every store: in memory, on each Redis that is here, on a cluster, with an application's own client."""
 
 import asyncio
+import re
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
+from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis, RedisCluster
@@ -15,6 +18,7 @@ from resilience.testing import ManualClock, StoreContract
 from tests.support.redis_servers import RedisServer, binary, redis_cluster
 
 _names = count()
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "redis.md"
 
 
 class TestMemoryStore(StoreContract):
@@ -120,3 +124,16 @@ class TestClientOfTheApplication(OnRedis):
 
     def source(self) -> "Redis":
         return self.client
+
+
+class TestTheRightsThatTheDocumentationNames(OnRedis):
+    @pytest.fixture(autouse=True)
+    async def _server(self, redis_70: str) -> None:
+        rights = re.findall(r"^~resilience.*$", DOCUMENTATION.read_text(), re.MULTILINE)[0].split()
+        admin: Any = Redis.from_url(redis_70)
+        await admin.execute_command("ACL", "SETUSER", "least", "reset", "on", ">secret", *rights)
+        await admin.aclose()
+        self.url = redis_70.replace("redis://", "redis://least:secret@")
+
+    def source(self) -> str:
+        return self.url
