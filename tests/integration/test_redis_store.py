@@ -19,6 +19,7 @@ from resilience.errors import ConfigurationError, ForeignValueError
 from resilience.stores.base import Want
 from resilience.stores.redis import RedisStore
 from tests.integration.http_driver import connect
+from tests.support.calls import Sent
 from tests.support.redis_servers import RedisServer, binary
 
 _names = count()
@@ -436,7 +437,7 @@ async def test_the_log_of_an_outage_does_not_carry_the_ids_of_the_call_that_met_
     logger.addFilter(filter_)
     try:
         pipeline = Pipeline([RateLimitPolicy(store, "100/minute")])
-        async with pipeline.admit(Call("http", "GET /", Nothing())) as admission:
+        async with pipeline.admit(Call("http", "GET /", Sent())) as admission:
             await admission.admit(pipeline.core)
             async with Redis.from_url(redis_70.url) as other:
                 await other.client_kill_filter(_type="normal", skipme=True)
@@ -446,11 +447,3 @@ async def test_the_log_of_an_outage_does_not_carry_the_ids_of_the_call_that_met_
         await store.aclose()
     assert ids == [None] * len(ids)
     assert len(ids) == 2
-
-
-class Nothing:
-    def get(self, _name: str) -> str | None:
-        return None
-
-    def get_all(self, _name: str) -> list[str]:
-        return []

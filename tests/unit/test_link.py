@@ -22,6 +22,7 @@ class Peer:
     def __init__(self) -> None:
         self.commands: asyncio.Queue[list[bytes]] = asyncio.Queue()
         self.opened = 0
+        self.came = asyncio.Event()
         self.port = 0
         self.greets = True
         self._writers: list[asyncio.StreamWriter] = []
@@ -60,6 +61,7 @@ class Peer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.opened += 1
+        self.came.set()
         self._writers.append(writer)
         parser = hiredis.Reader()
         try:
@@ -420,7 +422,7 @@ async def test_closing_fails_what_waits_for_the_connection() -> None:
     async with linked(answering=False) as (peer, link):
         peer.greets = False
         sent = link.send(("A",), LONG)
-        await asyncio.sleep(0.01)
+        await peer.came.wait()
         await link.aclose()
         assert await failed(sent) < LONG / 2
 

@@ -20,17 +20,7 @@ from resilience import (
     Verdict,
 )
 from resilience.testing import FaultyStore, ManualClock
-
-
-class Sent:
-    def __init__(self, **values: str) -> None:
-        self._values = {name.replace("_", "-"): value for name, value in values.items()}
-
-    def get(self, name: str) -> str | None:
-        return self._values.get(name)
-
-    def get_all(self, name: str) -> list[str]:
-        return [self._values[name]] if name in self._values else []
+from tests.support.calls import Sent
 
 
 async def ask(policy: Policy, **metadata: str) -> Verdict:

@@ -24,18 +24,11 @@ from resilience import (
     Verdict,
 )
 from resilience.testing import FaultyStore, ManualClock
-
-
-class Nothing:
-    def get(self, _name: str) -> str | None:
-        return None
-
-    def get_all(self, _name: str) -> list[str]:
-        return []
+from tests.support.calls import Sent
 
 
 def calling(pipeline: Pipeline) -> Admission:
-    return pipeline.admit(Call("http", "GET /", Nothing(), peer="10.0.0.1"))
+    return pipeline.admit(Call("http", "GET /", Sent(), peer="10.0.0.1"))
 
 
 @pytest.fixture
