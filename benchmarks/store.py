@@ -66,11 +66,12 @@ async def server_url() -> AsyncIterator[str]:
 async def main() -> None:
     """Measure in turns, keep the best round of each, and print."""
     async with server_url() as url:
-        pool = BlockingConnectionPool.from_url(url, max_connections=256)
-        client, store = Redis(connection_pool=pool), RedisStore(url, limit_timeout=5.0)
+        client, store = Redis.from_url(url, max_connections=256), RedisStore(url, limit_timeout=5.0)
+        bounded = Redis(connection_pool=BlockingConnectionPool.from_url(url, max_connections=256))
         noop = await client.script_load("return 1")
         operations: dict[str, Operation] = {
             "redis-py PING": lambda _: client.ping(),
+            "redis-py PING, blocking pool": lambda _: bounded.ping(),
             "redis-py EVALSHA, an empty script": lambda _: client.evalsha(noop, 0),
             f"store, {CALLERS} callers": lambda n: store.acquire([Want("r", f"c{n % CALLERS}", QUOTA, 1)]),
             "store, 3 rules of one caller": lambda n: store.acquire(
@@ -92,6 +93,7 @@ async def main() -> None:
                 print(f"  {name:38}{figure.rate:10,.0f}{figure.cpu:9.1f}{figure.rate / ping:9.2f}")
         await store.aclose()
         await client.aclose()
+        await bounded.aclose()
 
 
 if __name__ == "__main__":

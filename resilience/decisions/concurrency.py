@@ -23,13 +23,13 @@ def decide(permits: Permits, quota: Quota, token: str, cost: int, now: float) ->
     """
     now_us = round(now * 1_000_000)
     others = [ends for holder, ends in permits.items() if ends > now_us and holder != token]
-    left = quota.limit - len(others)
+    left = max(0, quota.limit - len(others))
     first = min(others, default=now_us + quota.window_us if cost else now_us)
     until = (first - now_us) / 1_000_000
     if cost <= left:
         return Usage(True, quota.limit, left - cost, until, 0.0)
     # One microsecond more than exact, as in sliding_window; the permit may well be given back before.
-    return Usage(False, quota.limit, max(0, left), until, (first - now_us + 1) / 1_000_000 if others else inf)
+    return Usage(False, quota.limit, left, until, (first - now_us + 1) / 1_000_000 if others else inf)
 
 
 def charge(permits: Permits, quota: Quota, token: str, now: float) -> None:

@@ -4,7 +4,7 @@ Every method answers within the store's own deadline or raises ``StoreUnavailabl
 finishes although its caller is cancelled: an answer that left must be found again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import NamedTuple, Protocol
 
 from resilience.decisions.idempotency import Claim, Takeover
@@ -44,7 +44,7 @@ def total_costs(wants: Sequence[Want]) -> list[int]:
 class RateLimitStore(Protocol):
     """Counts units."""
 
-    async def acquire(self, wants: Sequence[Want]) -> Sequence[Usage]:
+    def acquire(self, wants: Sequence[Want]) -> Awaitable[Sequence[Usage]]:
         """Take all that is wanted or nothing of it, in one atomic step; answer each want in order.
 
         Where one is denied, the others say what they would have said, and nothing is counted.

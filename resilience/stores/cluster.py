@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+from functools import partial
 from typing import Any
 
 import hiredis
@@ -12,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from resilience.errors import StoreUnavailableError
 from resilience.stores.connect import opened, reason_of
-from resilience.stores.link import Arguments, Link
+from resilience.stores.link import Answered, Arguments, Link, tell_result
 from resilience.stores.nodes import Script, Server
 
 logger = logging.getLogger("resilience")
@@ -43,6 +44,7 @@ class ClusterNodes:
         self._discovering: asyncio.Task[None] | None = None
         self._why = ""
         self._closed = False
+        self._sending: set[asyncio.Task[Any]] = set()
 
     @property
     def native_claim(self) -> bool:
@@ -62,6 +64,13 @@ class ClusterNodes:
             self._discover()
             raise StoreUnavailableError("No node of the cluster has the slot of a key.")
         return await self._follow(address, arguments, until)
+
+    def tell(self, key: str, arguments: Arguments, timeout: float, answered: Answered) -> None:
+        """Send a command to the server that ``key`` is on, and tell the reply. See ``Link.tell``."""
+        sending = asyncio.get_running_loop().create_task(self.send(key, arguments, timeout))
+        self._sending.add(sending)
+        sending.add_done_callback(self._sending.discard)
+        sending.add_done_callback(partial(tell_result, answered))
 
     async def _follow(self, address: str, arguments: Arguments, until: float) -> Any:
         loop = asyncio.get_running_loop()
@@ -182,6 +191,8 @@ class ClusterNodes:
             self._discovering.cancel()
             await asyncio.wait({self._discovering})
         await self._drop(set())
+        if self._sending:
+            await asyncio.wait(self._sending)
 
 
 def _seen(done: "asyncio.Future[Any]") -> None:

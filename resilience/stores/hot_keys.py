@@ -9,13 +9,14 @@ Ground rules
 import asyncio
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any
 
 from resilience.decisions.quota import Usage
 from resilience.stores.base import Want, total_costs
 
-Key = tuple[tuple[str, str, int, int, int, str], ...]
-"""Per want: rule, subject, cost, what tells its quota from another of the same name, and token."""
+Part = tuple[str, str, int, int, int, str]
+"""Of a want: rule, subject, cost, what tells its quota from another of the same name, and token."""
+Key = Part | tuple[Part, ...]
+"""The part of the one want, or those of several."""
 
 
 class Group:
@@ -47,22 +48,35 @@ class Group:
             admitted: how many of them, the first ones, were.
             told: units left, reset and wait of each rule, after these were charged.
         """
+        denied = self._denied(told) if admitted < len(self.futures) else []
+        if len(self.wants) == 1:
+            self._admit_by_one_rule(admitted, told)
+        else:
+            self._admit_by_rules(admitted, told)
+        for future in self.futures[admitted:]:
+            if not future.done():
+                future.set_result(denied)
+        return denied or None
+
+    def _admit_by_one_rule(self, admitted: int, told: Sequence[int]) -> None:
+        (_, _, quota, cost, _), *_ = self.wants
+        capacity, reset, left = quota.capacity, told[1] / 1e6, told[0] + admitted * cost
+        for future in self.futures[:admitted]:
+            left -= cost
+            if not future.done():  # else its caller has gone; the unit it asked for is spent all the same
+                future.set_result([_made(Usage, (True, capacity, left, reset, 0.0))])
+
+    def _admit_by_rules(self, admitted: int, told: Sequence[int]) -> None:
         # Per rule: the capacity, what is left for the first of them, the cost of each, and the seconds until more.
         rules = [
             (want.quota.capacity, told[at * 3] + (admitted - 1) * cost, cost, told[at * 3 + 1] / 1e6)
             for at, (want, cost) in enumerate(zip(self.wants, total_costs(self.wants), strict=True))
         ]
-        denied = self._denied(told) if admitted < len(self.futures) else []
-        for index, future in enumerate(self.futures):
-            if future.done():
-                continue  # its caller has gone; the unit it asked for is spent all the same
-            if index < admitted:
+        for index, future in enumerate(self.futures[:admitted]):
+            if not future.done():
                 future.set_result(
                     [Usage(True, most, left - index * cost, reset, 0.0) for most, left, cost, reset in rules]
                 )
-            else:
-                future.set_result(denied)
-        return denied or None
 
     def _denied(self, told: Sequence[int]) -> list[Usage]:
         usages = []
@@ -77,34 +91,46 @@ class Group:
         return usages
 
 
+_made = tuple.__new__  # half the time of calling a named tuple's class, once for each call of a hot key
+_HANDFUL = 16  # Calls that need not wait for the end of the turn: the server works on them while the others ask.
 _LONGEST_DENIAL = 1.0
 _MOST_DENIALS = 10_000
 
 
 def key_of(wants: Sequence[Want]) -> Key:
     """Return what makes two calls the same request."""
+    if len(wants) == 1:
+        rule, subject, quota, cost, token = wants[0]
+        return rule, subject, cost, quota.limit, quota.step_us, token
     return tuple(
         [(rule, subject, cost, quota.limit, quota.step_us, token) for rule, subject, quota, cost, token in wants]
     )
 
 
+def answered_now(usages: Sequence[Usage]) -> "asyncio.Future[Sequence[Usage]]":
+    """Return what a store says at once in the form in which it says it later."""
+    future: asyncio.Future[Sequence[Usage]] = asyncio.get_running_loop().create_future()
+    future.set_result(usages)
+    return future
+
+
 class Merger:
-    """Gathers the calls of one turn of the event loop, unless nothing is under way: then a call goes at once.
+    """Gathers the calls of one turn of the event loop; a call that has been coming alone goes at once.
 
     Args:
         clock: seconds of this process that never step back.
         most: groups in one request.
-        ask: sends what was gathered, and sees to it that every group is answered or failed; then its future ends.
+        ask: sends what was gathered, and sees to it that every group is answered or failed and ``answered`` is called.
     """
 
-    def __init__(
-        self, ask: Callable[[list[Group]], "asyncio.Future[Any]"], clock: Callable[[], float], most: int
-    ) -> None:
+    def __init__(self, ask: Callable[[list[Group]], None], clock: Callable[[], float], most: int) -> None:
         self._ask = ask
         self._clock = clock
         self._most = most
         self._gathered: dict[Key, Group] = {}
         self._asked = 0
+        self._calls = 0
+        self._crowded = False
 
     def acquire(self, key: Key, wants: Sequence[Want]) -> "asyncio.Future[Sequence[Usage]]":
         """Return a future of this call's own usages."""
@@ -113,17 +139,23 @@ class Merger:
         group = self._gathered.get(key)
         if group is not None:
             group.futures.append(future)
-            return future
-        if not self._asked:
+        elif self._asked or self._crowded:
+            if not self._gathered:
+                loop.call_soon(self._send_gathered)
+            self._gathered[key] = Group(key, wants, future)
+        else:
             self._send([Group(key, wants, future)])
             return future
-        if not self._gathered:
-            loop.call_soon(self._send_gathered)
-        self._gathered[key] = Group(key, wants, future)
+        self._calls += 1
+        if self._calls == _HANDFUL and not self._asked:
+            self._send_gathered()
         return future
 
     def _send_gathered(self) -> None:
+        if not self._gathered:
+            return  # they have left before the end of the turn
         gathered, self._gathered = self._gathered, {}
+        self._crowded, self._calls = self._calls > 1, 0
         groups = list(gathered.values())
         for at in range(0, len(groups), self._most):
             self._send(groups[at : at + self._most])
@@ -133,9 +165,10 @@ class Merger:
         now = self._clock()
         for group in groups:
             group.asked_at = now
-        self._ask(groups).add_done_callback(self._answered)
+        self._ask(groups)
 
-    def _answered(self, _done: "asyncio.Future[Any]") -> None:
+    def answered(self) -> None:
+        """Hear that one request is no longer under way."""
         self._asked -= 1
 
 
@@ -150,6 +183,9 @@ class Denials:
         self._clock = clock
         self._known: dict[Key, tuple[float, float, Sequence[Usage]]] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._known)
+
     def find(self, key: Key) -> Sequence[Usage] | None:
         """Return what the store would say of a call that it just denied, or None where it must be asked."""
         known = self._known.get(key)
@@ -160,13 +196,7 @@ class Denials:
         if now >= until:
             del self._known[key]
             return None
-        gone = now - asked_at
-        return [
-            usage._replace(
-                reset_after=max(0.0, usage.reset_after - gone), retry_after=max(0.0, usage.retry_after - gone)
-            )
-            for usage in usages
-        ]
+        return [_later(usage, now - asked_at) for usage in usages]
 
     def note(self, key: Key, asked_at: float, usages: Sequence[Usage]) -> None:
         """Remember a denial that was asked for at ``asked_at``, at the latest until the store would admit."""
@@ -177,9 +207,13 @@ class Denials:
 
     def forget(self, rule: str, subject: str) -> None:
         """Forget what was denied to a subject by a rule."""
-        gone = [key for key in self._known if any(part[:2] == (rule, subject) for part in key)]
+        gone = [key for key in self._known if (rule, subject) in _counts_of(key)]
         for key in gone:
             del self._known[key]
+
+
+def _counts_of(key: Key) -> list[tuple[object, ...]]:
+    return [key[:2]] if isinstance(key[0], str) else [part[:2] for part in key if isinstance(part, tuple)]
 
 
 def _later(usage: Usage, gone: float) -> Usage:

@@ -81,11 +81,12 @@ class MemoryStore:
 
     async def free(self, wants: Sequence[Want]) -> None:
         """Give permits of ``concurrency`` quotas back. See ``RateLimitStore``."""
-        for want in wants:
-            permits = self._permits.get((want.rule, want.subject), {})
-            permits.pop(want.token, None)
-            if not permits:
-                self._permits.pop((want.rule, want.subject), None)
+        for rule, subject, quota, _, token in wants:
+            permits = self._permits.get((rule, subject), {}) if quota.algorithm == "concurrency" else {}
+            if permits and token in permits:
+                del permits[token]
+                if not permits:
+                    del self._permits[rule, subject]
 
     async def reset(self, rule: str, subject: str) -> None:
         """Forget what one subject used of one rule."""

@@ -15,7 +15,7 @@ import hiredis
 from redis.asyncio import Redis
 
 from resilience.errors import StoreUnavailableError
-from resilience.stores.link import Arguments, Link, Send
+from resilience.stores.link import Answered, Arguments, Link, Send, tell_result
 
 logger = logging.getLogger("resilience")
 
@@ -46,6 +46,10 @@ class Nodes(Protocol):
 
     def send(self, key: str, arguments: Arguments, timeout: float) -> Awaitable[Any]:
         """Send a command to the server that ``key`` is on. See ``Link.send``."""
+        ...
+
+    def tell(self, key: str, arguments: Arguments, timeout: float, answered: Answered) -> None:
+        """Send a command to the server that ``key`` is on, and tell the reply. See ``Link.tell``."""
         ...
 
     async def aclose(self) -> None:
@@ -119,9 +123,21 @@ class SingleNode:
         future.add_done_callback(self._watch)
         return future
 
+    def tell(self, _key: str, arguments: Arguments, timeout: float, answered: Answered) -> None:
+        """Send a command and tell its reply; where the server is the primary no more, look for the new one."""
+
+        def seen(reply: Any) -> None:
+            self._look_at(reply)
+            answered(reply)
+
+        self._link.tell(arguments, timeout, seen)
+
     def _watch(self, done: "asyncio.Future[Any]") -> None:
-        if not done.cancelled() and done.exception() is None and isinstance(done.result(), hiredis.ReplyError):
-            code = code_of(done.result())
+        tell_result(self._look_at, done)
+
+    def _look_at(self, reply: Any) -> None:
+        if isinstance(reply, hiredis.ReplyError):
+            code = code_of(reply)
             if code in ("READONLY", "MASTERDOWN"):
                 self._link.reset("it is no longer the primary")
             elif code == "MOVED":

@@ -1,8 +1,7 @@
 """Floor 1: one store for every process. Scripts decide on the server, by its clock; this carries the words."""
 
-import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from hashlib import blake2b
 from time import monotonic
@@ -27,7 +26,7 @@ from resilience.errors import ConfigurationError, ForeignValueError, StoreUnavai
 from resilience.stores import record
 from resilience.stores.base import Want
 from resilience.stores.cluster import ClusterNodes
-from resilience.stores.hot_keys import Denials, Group, Merger, key_of
+from resilience.stores.hot_keys import Denials, Group, Merger, answered_now, key_of
 from resilience.stores.link import Arguments
 from resilience.stores.nodes import Nodes, Script, SingleNode, code_of
 from resilience.stores.rule_arguments import LETTERS, holder, rule_arguments
@@ -74,24 +73,21 @@ class RedisStore:
             ClusterNodes(client, scripts) if isinstance(client, RedisCluster) else SingleNode(client, scripts)
         )
         self._merger = Merger(self._ask, monotonic, most=1 if self._nodes.clustered else _MOST_GROUPS)
-        self._asking: set[asyncio.Future[Any]] = set()
         self._denials = Denials(monotonic)
 
     # -- rate limits
 
-    async def acquire(self, wants: Sequence[Want]) -> Sequence[Usage]:
+    def acquire(self, wants: Sequence[Want]) -> Awaitable[Sequence[Usage]]:
         """Take all that is wanted or nothing of it. See ``RateLimitStore``."""
-        if not wants:
-            return []
+        # No coroutine of its own: on a hot key that would be a tenth of what a call costs.
         key = key_of(wants)
-        known = self._denials.find(key)
-        if known is not None:
-            return known
+        if self._denials and (known := self._denials.find(key)) is not None:
+            return answered_now(known)
         if self._nodes.clustered and len(wants) > 1:
             parts = subjects_of(wants)
             if len(parts) > 1:
-                return await acquire_scattered(wants, parts, self.acquire)
-        return await self._merger.acquire(key, wants)
+                return acquire_scattered(wants, parts, self.acquire)
+        return self._merger.acquire(key, wants) if wants else answered_now([])
 
     async def free(self, wants: Sequence[Want]) -> None:
         """Give permits of ``concurrency`` quotas back. See ``RateLimitStore``."""
@@ -107,7 +103,7 @@ class RedisStore:
         # Replies come in order, so whatever was denied before the reset is known by now.
         self._denials.forget(rule, subject)
 
-    def _ask(self, groups: list[Group]) -> "asyncio.Future[Any]":
+    def _ask(self, groups: list[Group]) -> None:
         keys: list[str] = []
         arguments: list[str | int] = []
         for group in groups:
@@ -116,30 +112,24 @@ class RedisStore:
                 keys.append(self._count_key(want.rule, want.subject, LETTERS[want.quota.algorithm]))
                 arguments += rule_arguments(want)
         rest = (len(keys), *keys, *arguments)
-        return self._send_for(groups, keys[0], ("EVALSHA", self._acquire.digest, *rest))
+        self._ask_for(groups, keys[0], ("EVALSHA", self._acquire.digest, *rest))
 
-    def _send_for(self, groups: list[Group], key: str, command: Arguments) -> "asyncio.Future[Any]":
+    def _ask_for(self, groups: list[Group], key: str, command: Arguments) -> None:
         left = self._limit_timeout - (monotonic() - groups[0].asked_at)
-        sent = asyncio.ensure_future(self._nodes.send(key, command, left))
-        self._asking.add(sent)
-        sent.add_done_callback(partial(self._answer, groups, key, command))
-        return sent
+        self._nodes.tell(key, command, left, partial(self._answer, groups, key, command))
 
-    def _answer(self, groups: list[Group], key: str, command: Arguments, sent: "asyncio.Future[Any]") -> None:
-        self._asking.discard(sent)
+    def _answer(self, groups: list[Group], key: str, command: Arguments, reply: Any) -> None:
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
+            self._ask_for(groups, key, ("EVAL", self._acquire.source, *command[2:]))
+            return
+        self._merger.answered()
         try:
-            reply = sent.result()
-            if isinstance(reply, hiredis.ReplyError):
-                if str(reply).startswith("NOSCRIPT"):
-                    self._send_for(groups, key, ("EVAL", self._acquire.source, *command[2:]))
-                    return
+            if isinstance(reply, Exception):
                 _fail(reply, key)
-        except asyncio.CancelledError:
-            _fail_all(groups, StoreUnavailableError("The store was closed."))
-        except Exception as error:
-            _fail_all(groups, error)
-        else:
             self._share(groups, reply)
+        except Exception as error:  # whatever it is, nobody is left waiting
+            for group in groups:
+                group.fail(error)
 
     def _share(self, groups: list[Group], reply: list[Any]) -> None:
         at = 1
@@ -210,8 +200,6 @@ class RedisStore:
     async def aclose(self) -> None:
         """Close every connection. Later calls are refused."""
         await self._nodes.aclose()
-        if self._asking:
-            await asyncio.wait(self._asking)
 
     async def _run(self, script: Script, keys: list[str], arguments: Arguments, timeout: float) -> Any:  # noqa: ASYNC109
         until = monotonic() + timeout
@@ -230,12 +218,9 @@ class RedisStore:
         return reply
 
 
-def _fail_all(groups: list[Group], error: Exception) -> None:
-    for group in groups:
-        group.fail(error)
-
-
-def _fail(error: hiredis.ReplyError, key: str) -> NoReturn:
+def _fail(error: Exception, key: str) -> NoReturn:
+    if not isinstance(error, hiredis.ReplyError):
+        raise error
     code = code_of(error)
     if code in ("FOREIGN", "WRONGTYPE"):
         raise ForeignValueError(key)

@@ -2,143 +2,42 @@
 
 import asyncio
 from array import array
-from collections.abc import Coroutine, Iterator, Sequence
-from itertools import count
-from math import inf, isinf
+from collections.abc import Iterator, Sequence
 from struct import pack
 from time import monotonic, time
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
-from hypothesis import HealthCheck, event, example, given, settings
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from resilience.decisions.algorithm import ALGORITHMS
 from resilience.decisions.fixed_window import bounds
 from resilience.decisions.idempotency import Claim, Claimed, Completed, InProgress, Takeover
-from resilience.decisions.quota import PARTS, Algorithm, Quota, Usage
+from resilience.decisions.quota import PARTS, Algorithm, Quota
 from resilience.stores.base import Want
-from resilience.stores.hot_keys import Denials
-from resilience.stores.link import Arguments
 from resilience.stores.memory import MemoryStore
-from resilience.stores.nodes import Nodes, SingleNode
+from resilience.stores.nodes import SingleNode
 from resilience.stores.redis import RedisStore
 from resilience.testing import ManualClock
 from resilience.verdict import Reply
-from tests.support.redis_servers import RedisServer, binary
-
-T = TypeVar("T")
-SECOND, DAY = 1_000_000, 86_400_000_000
-_names = count()
-
-
-def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
-    try:
-        coroutine.send(None)
-    except StopIteration as end:
-        value: T = end.value
-        return value
-    raise AssertionError("A memory store never pauses")
-
-
-class Asked(NamedTuple):
-    """One request of the acquire script: when the server decided it, and how often it was asked for what."""
-
-    now: float
-    groups: list[tuple[int, tuple[tuple[str, int], ...]]]
-
-
-class Tap:
-    """Stands at the wire of a store and reads along."""
-
-    clustered = False
-
-    def __init__(self, nodes: Nodes, digest: str) -> None:
-        self.asked: list[Asked] = []
-        self._nodes = nodes
-        self._digest = digest
-
-    @property
-    def native_claim(self) -> bool:
-        return self._nodes.native_claim
-
-    async def send(self, key: str, arguments: Arguments, timeout: float) -> Any:  # noqa: ASYNC109
-        reply = await self._nodes.send(key, arguments, timeout)
-        if arguments[1] == self._digest:
-            self.asked.append(Asked(reply[0] / SECOND, list(groups(arguments))))
-        return reply
-
-    async def aclose(self) -> None:
-        await self._nodes.aclose()
-
-
-def groups(arguments: Arguments) -> Iterator[tuple[int, tuple[tuple[str, int], ...]]]:
-    count_of_keys = int(arguments[2])
-    keys, rest = list(map(str, arguments[3 : 3 + count_of_keys])), list(arguments[3 + count_of_keys :])
-    while rest:
-        times, rules = int(rest.pop(0)), int(rest.pop(0))
-        costs = [int(rest[6 * at + 3]) for at in range(rules)]
-        yield times, tuple(zip(keys[:rules], costs, strict=True))
-        del rest[: 6 * rules], keys[:rules]
-
-
-class TellingStore(RedisStore):
-    """A store whose requests can be told apart, and which asks them all: it remembers no denial."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url, limit_timeout=5, record_timeout=5)
-        self._nodes = self.tap = Tap(self._nodes, self._acquire.digest)
-        self._denials = Denials(lambda: inf)
-
-    def keys_of(self, wants: Sequence[Want]) -> tuple[tuple[str, int], ...]:
-        letters = {"sliding_window": "S", "sliding_log": "S", "token_bucket": "B", "fixed_window": "F"}
-        return tuple(
-            (self._count_key(want.rule, want.subject, letters[want.quota.algorithm]), want.cost) for want in wants
-        )
-
-
-async def compare_turn(
-    store: TellingStore, memory: MemoryStore, clock: ManualClock, turn: Sequence[Sequence[Want]]
-) -> None:
-    """Ask all of them in one turn of the loop; then ask memory one by one, in the order in which they were decided."""
-    store.tap.asked.clear()
-    told = await asyncio.gather(*(store.acquire(wants) for wants in turn))
-    waiting = [store.keys_of(wants) for wants in turn]
-    for now, decided in store.tap.asked:
-        clock.now = now
-        for times, keys in decided:
-            for _ in range(times):
-                at = waiting.index(keys)
-                waiting[at] = ()
-                said = at_once(memory.acquire(turn[at]))
-                assert exactly(told[at]) == exactly(said), (turn[at], now)
-    assert not any(waiting)
-
-
-class World:
-    """A server, a loop, and stores that live in it."""
-
-    def __init__(self, version: str) -> None:
-        self.runner = asyncio.Runner()
-        self.server = self.runner.run(RedisServer(binary(version)).__aenter__())
-        self.store = self.runner.run(self._open())
-
-    async def _open(self) -> TellingStore:
-        return TellingStore(self.server.url)
-
-    async def _close(self) -> None:
-        await self.store.aclose()
-        await self.server.__aexit__()
-
-    def close(self) -> None:
-        self.runner.run(self._close())
-        self.runner.close()
-
-
-def serving(version: str) -> Iterator[World]:
-    world = World(version)
-    yield world
-    world.close()
+from tests.support.redis_beside_memory import (
+    ALL,
+    DAY,
+    NAMES,
+    SECOND,
+    STACKED,
+    TellingStore,
+    World,
+    a_name,
+    at_once,
+    compare_turn,
+    costs,
+    pauses,
+    quotas,
+    serving,
+    some,
+)
 
 
 @pytest.fixture(scope="module")
@@ -157,18 +56,6 @@ def world(request: pytest.FixtureRequest) -> World:
 
 
 # -- rate limits
-
-STACKED = 3
-NAMES = tuple(f"rule-{n}" for n in range(STACKED))
-
-
-def exactly(usages: Sequence[Usage]) -> list[tuple[bool, int, int, float, float]]:
-    """Seconds as whole microseconds, as both stores count them."""
-
-    def us(seconds: float) -> float:
-        return inf if isinf(seconds) else round(seconds * SECOND)
-
-    return [(u.allowed, u.limit, u.remaining, us(u.reset_after), us(u.retry_after)) for u in usages]
 
 
 class Step(NamedTuple):
@@ -191,35 +78,6 @@ class History(NamedTuple):
             yield pause, turn
 
 
-limits = st.integers(1, 6) | st.integers(1, 40) | st.sampled_from([100, 256])
-high = st.sampled_from([1000, 2**31 - 1])
-passing = st.integers(1000, 60_000) | st.integers(1000, 200_000)
-lasting = st.sampled_from([SECOND, 60 * SECOND, DAY, 31 * DAY, 366 * DAY]) | st.integers(SECOND, 366 * DAY)
-
-
-@st.composite
-def quotas(draw: st.DrawFn, *algorithms: Algorithm) -> Quota:
-    algorithm = draw(st.sampled_from(algorithms))
-    if algorithm == "fixed_window" and draw(st.integers(0, 3)) == 0:
-        return Quota(draw(limits | high), calendar=draw(st.sampled_from(["day", "month"])))
-    limit = draw(limits if algorithm == "sliding_log" else limits | high)
-    burst = draw(st.integers(1, limit) | st.integers(1, min(limit, 8))) if algorithm == "token_bucket" else None
-    window = draw(passing | passing | lasting)
-    if algorithm == "token_bucket":
-        limit = min(limit, window // 11)  # a bucket counts whole microseconds, so it has a highest rate
-        burst = min(burst or 1, limit)
-    return Quota(limit, window / SECOND, algorithm=algorithm, burst=burst)
-
-
-def costs(quota: Quota) -> st.SearchStrategy[int]:
-    most = quota.capacity
-    return st.sampled_from([0, 1, 1, 1, 2, 3, most, most, most + 1]) | st.integers(0, most + 2)
-
-
-ALL: tuple[Algorithm, ...] = ("sliding_window", "sliding_log", "token_bucket", "fixed_window")
-pauses = st.sampled_from([0.0, 0.0, 0.0, 0.0, 0.0, 0.001, 0.002, 0.005, 0.01, 0.02])
-
-
 @st.composite
 def histories(
     draw: st.DrawFn, *algorithms: Algorithm, rules: int = 1, times: int = 1, calls: int = 1, length: int = 12
@@ -233,18 +91,12 @@ def histories(
 
 
 async def compare(store: TellingStore, history: History) -> None:
-    clock, subject = ManualClock(), f"subject-{next(_names)}"
+    clock, subject = ManualClock(), a_name()
     memory = MemoryStore(clock=clock)
     for pause, turn in history.turns(subject):
         if pause:
             await asyncio.sleep(pause)
         await compare_turn(store, memory, clock, turn)
-
-
-def some(examples: int) -> settings:
-    return settings(
-        deadline=None, max_examples=examples, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-    )
 
 
 @pytest.mark.parametrize("algorithm", ALL)
@@ -323,7 +175,7 @@ def plants(draw: st.DrawFn) -> Planted:
 
 async def compare_from(store: TellingStore, plant: Planted) -> None:
     quota, functions = plant.quota, ALGORITHMS[plant.quota.algorithm]
-    clock, subject = ManualClock(), f"subject-{next(_names)}"
+    clock, subject = ManualClock(), a_name()
     memory = MemoryStore(clock=clock)
     start = round(time() * SECOND) - plant.since_last - plant.charged[-1][0]
     state = functions.empty()
@@ -351,7 +203,7 @@ def test_from_any_state_a_call_says_what_memory_says(world: World, plant: Plante
 def test_a_unit_is_free_at_the_very_microsecond_at_which_its_window_ends(world: World) -> None:
     async def ran(lead: int) -> int:
         store, clock, quota, marks = world.store, ManualClock(), Quota(300_000, per=60), 50_000
-        memory, subject = MemoryStore(clock=clock), f"subject-{next(_names)}"
+        memory, subject = MemoryStore(clock=clock), a_name()
         wants = [Want(NAMES[0], subject, quota, 0)]
         # One that ends in each microsecond to come, so that one of them ends at the instant that is asked about.
         now = round(time() * SECOND)
@@ -464,7 +316,7 @@ def near_an_edge(memory: MemoryStore, key: str, now: float) -> bool:
 
 
 async def compare_records(store: RedisStore, history: Sequence[Command]) -> None:
-    clock, life = ManualClock(), f"-{next(_names)}"
+    clock, life = ManualClock(), a_name()
     memory = MemoryStore(clock=clock)
     for command in history:
         if command.pause:
@@ -537,7 +389,7 @@ def test_leases_and_records_run_out_as_they_do_in_memory(records: Records, histo
 
 def test_a_claim_that_its_owner_repeats_moves_the_lease_as_in_memory(records: Records) -> None:
     async def ran() -> tuple[Claim | bool, Claim | bool]:
-        key, clock = f"repeated-{next(_names)}", ManualClock()
+        key, clock = a_name(), ManualClock()
         memory = MemoryStore(clock=clock)
         for owner, pause in ((0, 0.0), (0, 0.15)):
             await asyncio.sleep(pause)
@@ -556,7 +408,7 @@ def test_a_claim_that_its_owner_repeats_moves_the_lease_as_in_memory(records: Re
 @given(reply=replies)
 def test_a_completed_key_answers_every_reply_that_there_can_be(records: Records, reply: Reply | None) -> None:
     async def ran() -> tuple[Claim, bool, Claim]:
-        key, (token, print_) = f"reply-{next(_names)}", ATTEMPTS[0]
+        key, (token, print_) = a_name(), ATTEMPTS[0]
         first = await records.store.claim(key, token, print_, lease=5, ttl=60, takeover="refuse")
         kept = await records.store.complete(key, token, print_, reply, ttl=60)
         return first, kept, await records.store.claim(key, "next", print_, lease=5, ttl=60, takeover="refuse")

@@ -1,7 +1,6 @@
 import asyncio
 from collections.abc import Sequence
 from math import inf
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -28,14 +27,11 @@ class Requests:
 
     def __init__(self, most: int = 64) -> None:
         self.sent: list[list[Group]] = []
-        self.done: list[asyncio.Future[None]] = []
         self.clock = ManualClock()
         self.merger = Merger(self._ask, self.clock, most)
 
-    def _ask(self, groups: list[Group]) -> "asyncio.Future[Any]":
+    def _ask(self, groups: list[Group]) -> None:
         self.sent.append(groups)
-        self.done.append(asyncio.get_running_loop().create_future())
-        return self.done[-1]
 
     def acquire(self, wants: Sequence[Want]) -> "asyncio.Future[Sequence[Usage]]":
         return self.merger.acquire(key_of(wants), wants)
@@ -99,10 +95,32 @@ async def test_no_call_waits_while_nothing_is_under_way() -> None:
     assert len(requests.sent) == 1
     requests.sent[0][0].answer(1, [9, 60_000_000, 0])
     assert await call == [Usage(True, 10, 9, 60.0, 0.0)]
-    requests.done[0].set_result(None)
-    await asyncio.sleep(0)
+    requests.merger.answered()
     requests.acquire(want())
     assert len(requests.sent) == 2
+
+
+async def test_a_crowd_gathers_and_a_handful_of_it_does_not_wait_for_the_rest() -> None:
+    requests = Requests()
+    await requests.busy()
+    calls = [requests.acquire(want()) for _ in range(2)]
+    await asyncio.sleep(0)
+    for _ in range(2):
+        requests.merger.answered()
+    requests.sent.clear()
+    calls = [requests.acquire(want()) for _ in range(40)]
+    assert [len(groups[0].futures) for groups in requests.sent] == [16]
+    await asyncio.sleep(0)
+    assert [len(groups[0].futures) for groups in requests.sent] == [16, 24]
+    assert not any(call.done() for call in calls)
+    await asyncio.sleep(0)
+    for _ in range(2):
+        requests.merger.answered()
+    requests.acquire(want())
+    await asyncio.sleep(0)  # the last of a crowd gathers in vain; it tells that the crowd is gone
+    requests.merger.answered()
+    requests.acquire(want())
+    assert [len(groups[0].futures) for groups in requests.sent] == [16, 24, 1, 1]
 
 
 async def test_a_request_holds_no_more_groups_than_it_may_and_all_are_sent() -> None:

@@ -151,7 +151,9 @@ end
 function Permits.charge(rule, units)
   rule.left = rule.left - units
   redis.call('ZADD', rule.key, now + rule.window, rule.token)
-  redis.call('PEXPIRE', rule.key, ceil(rule.window / 1000) + 1)
+  -- Not shorter than the longest lease: another process may have another quota.
+  local last = redis.call('ZRANGE', rule.key, -1, -1, 'WITHSCORES')[2]
+  redis.call('PEXPIRE', rule.key, ceil((last - now) / 1000) + 1)
 end
 function Permits.first(rule)
   for _, holder in ipairs({ 0, 1 }) do
