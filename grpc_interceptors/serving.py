@@ -18,9 +18,11 @@ from grpc_interceptors.context import GuardedContext
 from grpc_interceptors.method import Handler, Method
 from grpc_interceptors.render import kept_trailers, render_error_reply, render_reject, replayed_trailers
 from resilience import wire
+from resilience.admission import Refused
+from resilience.decorators import Declared, declared
 from resilience.errors import ConfigurationError, ResilienceError
 from resilience.pipeline import Pipeline
-from resilience.verdict import Outcome, Reject, Replay, Reply
+from resilience.verdict import PROCEED, Outcome, Reject, Replay, Reply, Verdict
 
 logger = logging.getLogger("resilience")
 
@@ -41,11 +43,12 @@ class Serving:
         pipeline: the policies.
         request: the message or the iterator.
         context: the real servicer context.
+        known: what decorators declare at the handler, or None.
     """
 
-    __slots__ = ("_kept", "_method", "_pipeline", "_request", "_stored", "_told", "admission", "context")
+    __slots__ = ("_kept", "_known", "_method", "_pipeline", "_request", "_stored", "_told", "admission", "context")
 
-    def __init__(self, method: Method, pipeline: Pipeline, request: Any, context: Any) -> None:
+    def __init__(self, method: Method, pipeline: Pipeline, request: Any, context: Any, known: Declared | None) -> None:
         pairs = invocation.get()
         if pairs is None:
             pairs = context.invocation_metadata()
@@ -59,6 +62,7 @@ class Serving:
         self.admission = pipeline.admit(call)
         self._told = 0
         self._kept = False
+        self._known = known
         # The reply that is about to leave, and the bytes it must leave as: what is stored is what was sent.
         self._stored: tuple[Any, bytes] | None = None
 
@@ -70,6 +74,8 @@ class Serving:
             verdict = self.admission.verdict
             if not isinstance(verdict, Reject):
                 verdict = await self.admission.admit(self._pipeline.core)
+            if verdict is PROCEED and self._known is not None:
+                verdict = await self._known.admit(self.admission)
             self._told = len(self.admission.metadata)
             self.context.tell()
             if isinstance(verdict, Reject):
@@ -125,6 +131,16 @@ class Serving:
             self.context.set_details("Internal error")
             raise ResilienceError("Internal error") from error
         return data
+
+    async def answer(self, verdict: Verdict) -> Any:
+        """Return, or abort with, what a policy answers in the handler's place."""
+        if isinstance(verdict, Replay):
+            if verdict.reply.code != 0:
+                await render_error_reply(verdict.reply, self.context)
+            return self.replay(verdict.reply)
+        if isinstance(verdict, Reject):
+            await render_reject(verdict, self.admission, self.context)
+        return None
 
     def replay(self, reply: Reply) -> Any:
         """Return what makes grpc send a stored OK again, byte for byte."""
@@ -184,25 +200,29 @@ def wrap(method: Method, handler: Handler, pipeline: Pipeline) -> Handler:
         ConfigurationError: the handler is a plain function, which runs in a thread where no context reaches it.
     """
     inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    known = declared(inner)
 
     async def reply_once(request: Any, context: Any) -> Any:
-        async with Serving(method, pipeline, request, context) as serving:
-            verdict = serving.admission.verdict
-            if isinstance(verdict, Replay):
-                if verdict.reply.code != 0:
-                    await render_error_reply(verdict.reply, serving.context)
-                return serving.replay(verdict.reply)
-            if serving.admission.capture:
-                return await serving.keep(inner)
-            return await inner(request, serving.context)
+        async with Serving(method, pipeline, request, context, known) as serving:
+            if serving.admission.verdict is not PROCEED:
+                return await serving.answer(serving.admission.verdict)
+            try:
+                if serving.admission.capture:
+                    return await serving.keep(inner)
+                return await inner(request, serving.context)
+            except Refused as refused:
+                return await serving.answer(refused.verdict)
 
     async def reply_many(request: Any, context: Any) -> Any:
         async with (
-            Serving(method, pipeline, request, context) as serving,
+            Serving(method, pipeline, request, context, known) as serving,
             aclosing(inner(request, serving.context)) as replies,
         ):
-            async for reply in replies:
-                yield reply
+            try:
+                async for reply in replies:
+                    yield reply
+            except Refused as refused:
+                await serving.answer(refused.verdict)
 
     if isasyncgenfunction(inner):
         guarded: Any = reply_many

@@ -38,14 +38,23 @@ class HeaderMetadata:
 
 
 class Body:
-    """A request's body, read ahead of the application, which then gets it as if nothing had happened."""
+    """A request's body, read ahead of the application, which then gets it as if nothing had happened.
 
-    __slots__ = ("_ahead", "_metadata", "_receive")
+    A policy that is asked from inside of the handler comes after the application has read: where it may need the body,
+    ``keep`` has what passes kept, up to a bound.
+    """
+
+    __slots__ = ("_ahead", "_chunks", "_keep", "_metadata", "_more", "_over", "_receive", "_size")
 
     def __init__(self, metadata: Metadata, receive: Receive) -> None:
         self._metadata = metadata
         self._receive = receive
         self._ahead: list[Message] = []
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._more = True
+        self._over = False
+        self._keep = 0
 
     async def read(self, limit: int) -> bytes:
         """Return the whole body.
@@ -57,28 +66,47 @@ class Body:
         declared = self._metadata.get("content-length") or ""
         if declared.isdecimal() and len(declared) < 20 and int(declared) > limit:
             raise PayloadTooLargeError(limit)
-        chunks: list[bytes] = []
-        size, more = 0, True
-        while more:
+        passed = len(self._chunks)
+        self._keep = limit
+        while self._more:
             message = await self._receive()
             if message["type"] != "http.request":
                 raise ClientGoneError
-            chunk: bytes = message.get("body", b"")
-            size += len(chunk)
-            if size > limit:
-                raise PayloadTooLargeError(limit)
-            chunks.append(chunk)
-            more = message.get("more_body", False)
-        body = b"".join(chunks)
-        self._ahead.append({"type": "http.request", "body": body, "more_body": False})
+            self._see(message)
+            if self._over:
+                break
+        if self._over or self._size > limit:
+            raise PayloadTooLargeError(limit)
+        body = b"".join(self._chunks)
+        if len(self._chunks) > passed:
+            # What the application has not seen yet.
+            rest = b"".join(self._chunks[passed:])
+            self._ahead.append({"type": "http.request", "body": rest, "more_body": False})
+        self._chunks = [body]
         return body
 
-    def receiver(self) -> Receive:
-        """Return what the application reads from: nothing in between where nothing was read ahead."""
-        return self._replay if self._ahead else self._receive
+    def receiver(self, keep: int = 0) -> Receive:
+        """Return what the application reads from: nothing in between where nothing was, or need be, kept."""
+        self._keep = keep
+        return self._replay if self._ahead or keep else self._receive
+
+    def _see(self, message: Message) -> None:
+        chunk: bytes = message.get("body", b"")
+        self._more = message.get("more_body", False)
+        self._size += len(chunk)
+        if self._size > self._keep:
+            self._over = True
+            self._chunks.clear()
+        else:
+            self._chunks.append(chunk)
 
     async def _replay(self) -> Message:
-        return self._ahead.pop() if self._ahead else await self._receive()
+        if self._ahead:
+            return self._ahead.pop()
+        message = await self._receive()
+        if message["type"] == "http.request" and self._more and not self._over:
+            self._see(message)
+        return message
 
 
 def inner_path(scope: Scope) -> str:
@@ -88,15 +116,27 @@ def inner_path(scope: Scope) -> str:
     return path.removeprefix(root) if root and path.startswith(root + "/") else path
 
 
-def call_from_scope(scope: Scope, operation: Callable[[Scope], str]) -> Call:
-    """Build the call of an ``http`` or ``websocket`` scope; the payload is set where the body can be read."""
+def direct_peer(scope: Scope) -> str | None:
+    """Return the address at the other end of the connection, be it a proxy's; None is a unix socket's."""
     client = scope.get("client")
+    return client[0] if client else None
+
+
+def call_from_scope(
+    scope: Scope, operation: Callable[[Scope], str], address: Callable[[Scope], str | None] | None = None
+) -> Call:
+    """Build the call of an ``http`` or ``websocket`` scope; the payload is set where the body can be read.
+
+    Args:
+        operation: names the operation of a scope, when first asked for.
+        address: finds the caller's address; None takes the other end of the connection.
+    """
     websocket = scope["type"] == "websocket"
     return Call(
         "http",
         partial(operation, scope),
         HeaderMetadata(scope["headers"]),
-        peer=client[0] if client else None,
+        peer=(address or direct_peer)(scope),
         streaming=websocket,
         safe=not websocket and scope["method"] in _SAFE,
         resource=partial(_resource, scope),

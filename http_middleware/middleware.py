@@ -4,6 +4,9 @@ Two stages on one admission. The *edge* opens it, outside of everything, and wri
 unhandled errors included. The *core* asks for limits and keys where the caller is known: right before the router.
 """
 
+from collections.abc import Awaitable, Callable
+
+import anyio.from_thread
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from http_middleware.call import Body, ClientGoneError, call_from_scope, rename_call
@@ -19,10 +22,11 @@ from http_middleware.render import (
 )
 from http_middleware.routes import RouteTable
 from resilience import wire
-from resilience.admission import Admission
+from resilience.admission import Admission, Refused
 from resilience.health import HealthChecker
 from resilience.pipeline import Pipeline
-from resilience.verdict import Outcome, Reject, Replay, Reply
+from resilience.policies.idempotency import MAX_PAYLOAD
+from resilience.verdict import PROCEED, Outcome, Reject, Replay, Reply, Verdict
 
 _ADMISSION = "resilience.admission"
 _OPERATION = "resilience.operation"
@@ -116,38 +120,81 @@ class CoreMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask the core policies on the admission that the edge opened."""
         admission: Admission | None = scope.get(_ADMISSION)
-        if admission is None or not self._policies or any(asked is self._policies for asked in admission.asked):
+        if admission is None or any(asked is self._policies for asked in admission.asked):
             await self.app(scope, receive, send)
             return
+        first = not admission.asked
         admission.asked.append(self._policies)
         rename_call(admission.call, scope, scope[_OPERATION])
         if scope["type"] != "http":
             verdict = await admission.admit(self._policies)
-        else:
+            if isinstance(verdict, Reject):
+                await _refuse(verdict, admission, scope, send)
+            else:
+                await self.app(scope, receive, send)
+            return
+        if first:
             body = Body(admission.call.metadata, receive)
             admission.call.payload = body.read
-            try:
-                verdict = await admission.admit(self._policies)
-            except ClientGoneError:
-                await render_client_gone(send)
-                return
-            receive = body.receiver()
-        if isinstance(verdict, Reject):
-            await _refuse(verdict, admission, scope, send)
-        elif isinstance(verdict, Replay):
-            await render_reply(verdict.reply, send)
-        elif admission.capture and scope["type"] == "http":
-            await self._keep(admission, scope, receive, send)
+        try:
+            verdict = await admission.admit(self._policies)
+        except ClientGoneError:
+            await render_client_gone(send)
+            return
+        if verdict is not PROCEED:
+            await _render(verdict, admission, send)
+        elif first:
+            keep = MAX_PAYLOAD if _may_be_keyed(admission) else 0
+            await self._serve(admission, scope, body.receiver(keep), send)
         else:
             await self.app(scope, receive, send)
 
-    async def _keep(self, admission: Admission, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, admission: Admission, scope: Scope, receive: Receive, send: Send) -> None:
+        admission.from_thread = _from_thread
+        outgoing = _Outgoing(admission, send)
         try:
-            await self.app(scope, receive, _Recorder(admission, send))
+            await self.app(scope, receive, outgoing)
+        except Refused:
+            pass  # the verdict is the admission's
         except Exception:
             # Before the error handler further out answers: who retries on its answer must find the key free.
-            await admission.settle(Outcome("failed"))
+            if admission.capture:
+                await admission.settle(Outcome("failed"))
             raise
+        if admission.verdict is not PROCEED and not outgoing.started:
+            await _render(admission.verdict, admission, send)
+
+
+def _may_be_keyed(admission: Admission) -> bool:
+    return not admission.call.safe and admission.call.metadata.get(wire.IDEMPOTENCY_KEY) is not None
+
+
+def _from_thread(admit: Callable[[], Awaitable[Verdict]]) -> Verdict:
+    return anyio.from_thread.run(admit)
+
+
+class _Outgoing:
+    """Lets a reply leave, through a recorder if by then a policy wants to see it.
+
+    What a handler made of a refusal by one of its own policies (a mounted application's error page, say) is dropped.
+    """
+
+    __slots__ = ("_admission", "_send", "started")
+
+    def __init__(self, admission: Admission, send: Send) -> None:
+        self._admission = admission
+        self._send = send
+        self.started = False
+
+    async def __call__(self, message: Message) -> None:
+        if not self.started:
+            if self._admission.verdict is not PROCEED:
+                return
+            if message["type"] == "http.response.start":
+                self.started = True
+                if self._admission.capture:
+                    self._send = _Recorder(self._admission, self._send)
+        await self._send(message)
 
 
 class _Recorder:
@@ -196,6 +243,13 @@ class _Recorder:
             reply = Reply("http", self._status, kept_metadata(self._headers), bytes(self._body))
         final = wire.is_final_http(self._status)
         await self._admission.settle(Outcome("completed" if final else "failed", reply))
+
+
+async def _render(verdict: Verdict, admission: Admission, send: Send) -> None:
+    if isinstance(verdict, Replay):
+        await render_reply(verdict.reply, send)
+    elif isinstance(verdict, Reject):
+        await render_reject(verdict, admission, send)
 
 
 async def _refuse(reject: Reject, admission: Admission, scope: Scope, send: Send) -> None:

@@ -10,6 +10,7 @@ from starlette.types import Scope
 
 from http_middleware.call import inner_path
 from resilience.call import UNMATCHED
+from resilience.decorators import is_bypassed
 from resilience.errors import ConfigurationError
 
 _WEBSOCKET = "WEBSOCKET"
@@ -28,7 +29,10 @@ class RouteTable:
         self._static: dict[tuple[str, str, str], str] = {}
         self._patterns: list[tuple[str, re.Pattern[str], dict[str, str]]] = []
         self.operations: set[str] = set()
-        for kind, path, methods in _walk(routes, ""):
+        self._bypassed: list[str] = []
+        for kind, path, methods, endpoint in _walk(routes, ""):
+            if is_bypassed(endpoint):
+                self._bypassed.append(path)
             pattern, template, convertors = compile_path(path)
             names = {method: f"{_counted_as(method, methods)} {template}" for method in methods}
             self.operations.update(names.values())
@@ -54,11 +58,16 @@ class RouteTable:
         return None
 
     def verify(self, named: Iterable[str]) -> None:
-        """Check that each HTTP operation a policy names is a route.
+        """Check that each HTTP operation a policy names is a route, and that no decorator is in vain.
 
         Raises:
             ConfigurationError: one is not; a limit that matches nothing would protect nothing.
         """
+        if self._bypassed:
+            raise ConfigurationError(
+                f"The decorators above the route of {', '.join(self._bypassed)} are never asked: the route has kept "
+                "the function below them. Put @rate_limit and @idempotent below @app.get, @router.post and the like."
+            )
         missing = sorted(name for name in named if not name.startswith("/") and name not in self.operations)
         if missing:
             known = ", ".join(sorted(self.operations)) or "none"
@@ -67,8 +76,8 @@ class RouteTable:
             )
 
 
-def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, str, frozenset[str]]]:
-    """Yield the kind of scope, the path and the methods of every route."""
+def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, str, frozenset[str], Any]]:
+    """Yield the kind of scope, the path, the methods and the endpoint of every route."""
     for route in iter_route_contexts(routes):
         path = route.path
         if path is None:
@@ -77,12 +86,12 @@ def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, str, 
         if inner:
             yield from _walk(inner, prefix + path)
         elif isinstance(route.original_route, WebSocketRoute):
-            yield "websocket", prefix + path, frozenset({_WEBSOCKET})
+            yield "websocket", prefix + path, frozenset({_WEBSOCKET}), route.endpoint
         elif route.endpoint is not None:
             # An endpoint class answers what it has methods for, any other application whatever comes.
             own = {method for method in _METHODS if hasattr(route.endpoint, method.lower())}
             own |= {"HEAD"} if "GET" in own else set()
-            yield "http", prefix + path, frozenset(route.methods or own or _METHODS)
+            yield "http", prefix + path, frozenset(route.methods or own or _METHODS), route.endpoint
 
 
 def _counted_as(method: str, methods: frozenset[str]) -> str:

@@ -1,15 +1,15 @@
 """Floor 2: one call's ticket through the policies. Knows no store, no policy by name, and no wire."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextvars import Token
-from typing import Protocol, Self
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from contextvars import ContextVar, Token
+from typing import Any, Protocol, Self
 
 from resilience.call import Call
 from resilience.caller import Identify, by_caller
 from resilience.context import RequestContext, close_context, get_request_context, open_context
 from resilience.decisions.quota import Quota, Usage
-from resilience.verdict import PROCEED, Outcome, Proceed, Verdict
+from resilience.verdict import PROCEED, Outcome, Proceed, Reply, Verdict
 
 logger = logging.getLogger("resilience")
 
@@ -24,6 +24,18 @@ class Policy(Protocol):
         ...
 
 
+Late = Callable[[Hashable, Callable[[Any], Policy]], Policy]
+"""Returns the policy of a decorator or guard: made once from the pipeline's store, and kept under its key."""
+
+
+class Refused(Exception):  # noqa: N818 - a refusal is no error; it only has to leave the handler
+    """Carries a verdict of a policy that was asked inside of a handler out to its door, which renders it."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(f"Answered by a policy: {type(verdict).__name__}")
+        self.verdict = verdict
+
+
 class Admission:
     """The state of one call between the policies, from the door's opening to its closing.
 
@@ -34,6 +46,7 @@ class Admission:
         call: the call.
         edge: policies to ask on entry.
         identify: finds an unauthenticated caller's identity.
+        late: finds the policies of decorators and guards.
     """
 
     __slots__ = (
@@ -41,18 +54,23 @@ class Admission:
         "_handed_over",
         "_hooks",
         "_identify",
+        "_running",
         "_token",
         "asked",
         "call",
         "capture",
+        "claimed",
         "context",
+        "done",
+        "from_thread",
+        "late",
         "limits",
         "metadata",
         "settled",
         "verdict",
     )
 
-    def __init__(self, call: Call, edge: Sequence[Policy], identify: Identify) -> None:
+    def __init__(self, call: Call, edge: Sequence[Policy], identify: Identify, late: Late) -> None:
         self.call = call
         self.context = _NOBODY
         self.verdict: Verdict = PROCEED
@@ -62,13 +80,21 @@ class Admission:
         """What each rate-limit rule said, of whichever policy: a reply tells them together."""
         self.capture = 0
         """How many bytes of the reply a policy needs to see; 0 for none."""
-        self.asked: list[Sequence[Policy]] = []
-        """Which core policies a door has asked; each are asked once, however often a door stands in the way."""
+        self.asked: list[object] = []
+        """Which core policies, and which decorators', were asked; each once, however many stand in the way."""
+        self.claimed = False
+        """Whether an idempotency key is held for the call, so that no second policy asks for it."""
+        self.done: Reply | None = None
+        """The answer of an operation that its handler declared done: what is kept although the handler fails later."""
+        self.from_thread: Callable[[Callable[[], Coroutine[Any, Any, Verdict]]], Verdict] | None = None
+        """Runs a coroutine for a handler in a worker thread; set by a door that has such handlers."""
+        self.late = late
         self.settled = False
         self._edge = edge
         self._identify = identify
         self._hooks: list[Hook] = []
         self._token: Token[RequestContext | None] | None = None
+        self._running: Token[Admission | None] | None = None
         self._handed_over = False
 
     def caller(self) -> str:
@@ -98,6 +124,8 @@ class Admission:
         if self.settled:
             return
         self.settled = True
+        if self.done is not None and outcome.reply is None and outcome.ended != "refused":
+            outcome = Outcome("completed", self.done)
         interrupted: BaseException | None = None
         while self._hooks:
             try:
@@ -115,6 +143,7 @@ class Admission:
         self._handed_over = True
 
     async def __aenter__(self) -> Self:
+        self._running = _running.set(self)
         try:
             await self.admit(self._edge)
         except BaseException:
@@ -137,6 +166,20 @@ class Admission:
             if self._token is not None:
                 close_context(self._token)
                 self._token = None
+            if self._running is not None:
+                try:
+                    _running.reset(self._running)
+                except ValueError:
+                    pass  # left in another Context, where there is nothing to restore
+                self._running = None
+
+
+_running: ContextVar[Admission | None] = ContextVar("resilience_admission", default=None)
+
+
+def running_admission() -> Admission | None:
+    """Return the admission of the running call, or None outside of any guarded call."""
+    return _running.get()
 
 
 _NOBODY = RequestContext()  # Stands where no policy opened a context; nobody writes to it.

@@ -1,14 +1,16 @@
 """Floor 3: which policies a call meets, and in which order. The one object that both doors hold."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, TypeVar
 
 from resilience.admission import Admission, Policy
 from resilience.call import Call
 from resilience.caller import Identify, api_key
 from resilience.policies.request_context import RequestContextPolicy
-from resilience.policies.selective import declared_operations
+from resilience.policies.selective import declared_operations, store_of
+from resilience.stores.base import Store
+from resilience.stores.memory import MemoryStore
 
 T = TypeVar("T")
 
@@ -20,6 +22,8 @@ class Pipeline:
         core: asked where the caller is known: after the application's own authentication, right before the handler.
         edge: asked first, outside of everything. The default opens the request context.
         identify: finds an unauthenticated caller's identity; the default is a digest of ``x-api-key``.
+        store: where decorators and guards count and keep records. The default is the store of the first policy that
+            has one, else this process's memory.
     """
 
     def __init__(
@@ -28,15 +32,25 @@ class Pipeline:
         *,
         edge: Sequence[Policy] | None = None,
         identify: Identify | None = None,
+        store: Store | None = None,
     ) -> None:
         self.edge: tuple[Policy, ...] = (RequestContextPolicy(),) if edge is None else tuple(edge)
         self.core = tuple(core)
         self._identify = identify or api_key()
+        self.store: Store = store or next(filter(None, map(store_of, self.core)), None) or MemoryStore()
+        self._late: dict[Hashable, Policy] = {}
         self._running: set[asyncio.Task[Any]] = set()
 
     def admit(self, call: Call) -> Admission:
         """Return the admission of ``call``, to be opened with ``async with``; the core is asked by the door later."""
-        return Admission(call, self.edge, self._identify)
+        return Admission(call, self.edge, self._identify, self.late)
+
+    def late(self, key: Hashable, make: Callable[[Store], Policy]) -> Policy:
+        """Return the policy that a decorator or guard keeps under ``key``, made when first asked for."""
+        policy = self._late.get(key)
+        if policy is None:
+            policy = self._late[key] = make(self.store)
+        return policy
 
     def operations(self) -> frozenset[str]:
         """Return every operation that a policy names; a door checks that the ones of its protocol exist."""

@@ -16,14 +16,19 @@ Facts
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
 from hashlib import sha256
 from typing import Literal
+from uuid import UUID
 
 from resilience.verdict import Reply
 
 # Visible ASCII without the quote and the backslash that would need escapes.
 # Source: draft-ietf-httpapi-idempotency-key-header-07, 2.1; RFC 8941, 3.3.3 (String).
 _KEY = re.compile(r'"([\x21\x23-\x5b\x5d-\x7e]{1,255})"|([\x21\x23-\x5b\x5d-\x7e]{1,255})')
+
+_TELLING = (str, int, float, bool, bytes, Decimal, UUID, date, datetime)
 
 LONGEST_HINT = 5.0
 """Seconds: the longest a twin is asked to wait, however much lease is left."""
@@ -44,6 +49,34 @@ def record_key(namespace: str, operation: str, caller: str, key: str) -> str:
     for part in (namespace, operation, caller, key):
         data = part.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def generate_idempotency_key(*parts: str | float | bool | bytes | Decimal | UUID | date | None) -> str:
+    """Return a key that follows from an operation's parameters: the same parts give the same key, in any process.
+
+    Parts of different types or in another order give another key: ``("a", "bc")`` is not ``("ab", "c")``, and
+    ``1`` is neither ``"1"`` nor ``1.0`` nor ``True``.
+
+    Args:
+        parts: at least one. Name the operation first.
+
+    Returns:
+        64 hex digits.
+
+    Raises:
+        TypeError: a part is of a type whose text is not the same in every process, or there is none.
+    """
+    if not parts:
+        raise TypeError("An idempotency key needs at least one part; name the operation first.")
+    digest = sha256()
+    for part in parts:
+        if part is not None and type(part) not in _TELLING:
+            known = "text, bytes, a number, a date, a UUID or None"
+            raise TypeError(f"A part of an idempotency key is {known}, not {type(part).__name__}.")
+        data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
+        digest.update(f"{type(part).__name__}:{len(data)}:".encode())
         digest.update(data)
     return digest.hexdigest()
 

@@ -28,6 +28,8 @@ from resilience.wire import Reason
 
 logger = logging.getLogger("resilience")
 
+MAX_PAYLOAD = 2**20
+"""Bytes of a keyed call's payload, by default: what a door must be able to show to a policy that asks late."""
 _TRY_AGAIN = 1.0  # Seconds that a caller is asked to wait when the store is gone.
 
 
@@ -65,20 +67,20 @@ class IdempotencyPolicy:
         lease: float = 30.0,
         takeover: Takeover = "reexecute",
         on_outage: Literal["closed", "open"] = "closed",
-        max_payload: int = 2**20,
+        max_payload: int = MAX_PAYLOAD,
         max_reply: int = 2**20,
     ) -> None:
         if not 1 <= lease <= ttl:
             raise ConfigurationError(f"An idempotency lease must be 1 second to the ttl ({ttl:g}), not {lease:g}.")
         if max_payload < 1 or max_reply < 1:
             raise ConfigurationError("max_payload and max_reply must be at least 1 byte.")
-        self._store = store
+        self.store = store
         self._operation = operation
-        self._required = required
+        self.required = required
         self._ttl = ttl
         self._lease = lease
         self._takeover: Takeover = takeover
-        self._on_outage = on_outage
+        self.on_outage = on_outage
         self._max_payload = max_payload
         self._max_reply = max_reply
         self._outage = Outage(f"keyed calls {'run unprotected' if on_outage == 'open' else 'are refused'}")
@@ -86,8 +88,10 @@ class IdempotencyPolicy:
 
     async def admit(self, call: Call, admission: Admission) -> Verdict:
         """Claim the key, or answer for the one who has it."""
+        if admission.claimed:
+            return PROCEED  # by a policy further out, for the same call
         if call.metadata.get(wire.IDEMPOTENCY_KEY) is None:
-            if self._required and not call.safe:
+            if self.required and not call.safe:
                 return Reject(Reason.IDEMPOTENCY_KEY_MISSING, "This operation needs an Idempotency-Key")
             return PROCEED
         if call.safe:
@@ -110,18 +114,19 @@ class IdempotencyPolicy:
     async def _claim(self, key: str, print_: bytes, call: Call, admission: Admission) -> Verdict:
         token = token_hex(16)
         try:
-            claim = await self._store.claim(
+            claim = await self.store.claim(
                 key, token, print_, lease=self._lease, ttl=self._ttl, takeover=self._takeover
             )
         except StoreUnavailableError as error:
             self._outage.began(error)
-            if self._on_outage == "open":
+            if self.on_outage == "open":
                 return PROCEED
             return Reject(Reason.STORE_UNAVAILABLE, "The service can't protect this request right now", _TRY_AGAIN)
         self._outage.ended()
         if not isinstance(claim, Claimed):
             return _answer(claim, call, admission)
         self._heartbeat.hold(key, token)
+        admission.claimed = True
         admission.capture = max(admission.capture, self._max_reply)
 
         async def settle(outcome: Outcome) -> None:
@@ -137,10 +142,10 @@ class IdempotencyPolicy:
                 reply = outcome.reply
                 if reply is not None and len(reply.body) > self._max_reply:
                     reply = None
-                if not await self._store.complete(key, token, print_, reply, ttl=self._ttl):
+                if not await self.store.complete(key, token, print_, reply, ttl=self._ttl):
                     logger.warning("A reply was not stored: another worker took the idempotency key over")
             elif outcome.ended != "cancelled":
-                await self._store.release(key, token)
+                await self.store.release(key, token)
             # A cancelled operation may have done half of its work: its key waits for the lease, like a dead worker's.
         except StoreUnavailableError as error:
             # The operation is done and its reply leaves unchanged: an error now would ask the client to retry it.

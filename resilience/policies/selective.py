@@ -1,6 +1,7 @@
 """Floor 2: apply a policy here, and not there."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from resilience.admission import Admission, Policy
 from resilience.call import Call
@@ -31,3 +32,8 @@ def declared_operations(policy: Policy) -> frozenset[str]:
     """Return the operations that a policy names; empty where it takes whatever comes."""
     operations: frozenset[str] = getattr(policy, "operations", frozenset())
     return operations
+
+
+def store_of(policy: Policy) -> Any:
+    """Return the store that a policy uses, or None where it has none."""
+    return getattr(policy, "store", None) or getattr(getattr(policy, "policy", None), "store", None)

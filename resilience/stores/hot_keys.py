@@ -92,7 +92,7 @@ class Group:
 
 
 _made = tuple.__new__  # half the time of calling a named tuple's class, once for each call of a hot key
-_HANDFUL = 16  # Calls that need not wait for the end of the turn: the server works on them while the others ask.
+_HANDFUL = 32  # Calls that need not wait for the end of the turn: the server works on them while the others ask.
 _LONGEST_DENIAL = 1.0
 _MOST_DENIALS = 10_000
 
