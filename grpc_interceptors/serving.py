@@ -8,6 +8,7 @@ import logging
 from contextlib import aclosing
 from contextvars import ContextVar
 from inspect import isasyncgenfunction, iscoroutinefunction
+from time import monotonic
 from typing import Any, Self
 
 import grpc
@@ -70,6 +71,9 @@ class Serving:
         _serving.set(self)
         try:
             await self.admission.__aenter__()
+            left = self.context.time_remaining()
+            if left is not None and self.admission.context:
+                self.admission.context.set_deadline(monotonic() + left, monotonic)
             self.context.add_trailers(self.admission.metadata)
             verdict = self.admission.verdict
             if not isinstance(verdict, Reject):
