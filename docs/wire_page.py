@@ -22,6 +22,7 @@ NAMES = (
     (wire.REQUEST_ID, "the id of this hop, minted here"),
     (wire.CORRELATION_ID, "the id of the whole chain: the caller's, or new"),
     (wire.IDEMPOTENCY_KEY, "sent by the client"),
+    (wire.REQUEST_TIMEOUT, "sent by the client: milliseconds it will still wait"),
     (wire.REPLAYED, "`true` on a stored reply"),
     (wire.RETRY_AFTER, "whole seconds"),
     (wire.RETRY_PUSHBACK, "gRPC only: milliseconds, or -1"),

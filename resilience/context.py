@@ -4,17 +4,19 @@ One mutable object in one ContextVar. Mutable on purpose: a value that a sync de
 thread's copy of the context, one that it *changes* is seen by everybody.
 """
 
-from collections.abc import Mapping, MutableMapping
+import sys
+from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import ContextVar, Token
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from resilience import wire
 from resilience.call import Protocol
+from resilience.decisions.request_id import ACCEPT, accept_tracestate, render_traceparent
 
 
 class RequestContext:
-    """The ids and the caller of one call. Falsy outside of any call.
+    """The ids, the caller and the deadline of one call. Falsy outside of any call.
 
     Args:
         request_id: of this one hop; minted here. None outside of a call.
@@ -26,8 +28,10 @@ class RequestContext:
     """
 
     __slots__ = (
+        "_clock",
         "_fields",
         "correlation_id",
+        "deadline",
         "parent_request_id",
         "protocol",
         "request_id",
@@ -57,6 +61,9 @@ class RequestContext:
         self.protocol = protocol
         self.traceparent = traceparent
         self.tracestate = tracestate
+        self.deadline: float | None = None
+        """When the caller stops waiting, on the clock of ``set_deadline``; None where it waits for ever."""
+        self._clock: Callable[[], float] | None = None
         self._fields: dict[str, str] | None = None
 
     def __bool__(self) -> bool:
@@ -66,15 +73,31 @@ class RequestContext:
         """Name the caller, as authentication found it."""
         self.user_id, self.tenant_id, self._fields = user_id, tenant_id, None
 
+    def set_deadline(self, deadline: float | None, clock: Callable[[], float]) -> None:
+        """Tell when the caller stops waiting: a reading of ``clock``, which is monotonic; None for never."""
+        self.deadline, self._clock = deadline, clock
+
+    def remaining(self, now: float | None = None) -> float | None:
+        """Return for how many more seconds the caller waits: 0.0 once it has stopped; None where it waits for ever.
+
+        Args:
+            now: a reading of the deadline's own clock. The default reads it.
+        """
+        if self.deadline is None or self._clock is None:
+            return None
+        return max(0.0, self.deadline - (self._clock() if now is None else now))
+
     def log_fields(self) -> dict[str, str]:
         """Return what every log line of this call carries; built once, so don't change it."""
         if self._fields is None:
-            named = {name: getattr(self, name) for name in _LOGGED}
+            named = {name: getattr(self, name) for name in LOGGED}
             self._fields = {name: value for name, value in named.items() if value is not None}
         return self._fields
 
 
-_LOGGED = ("request_id", "correlation_id", "protocol", "user_id", "tenant_id")
+LOGGED = ("request_id", "correlation_id", "protocol", "user_id", "tenant_id")
+"""What a log line of a call may carry."""
+
 _current: ContextVar[RequestContext | None] = ContextVar("resilience_context", default=None)
 
 
@@ -126,19 +149,38 @@ def close_context(token: Token[RequestContext | None]) -> None:
 
 
 def get_tracing_headers() -> dict[str, str]:
-    """Return the metadata that carries the running call's ids to the next service; empty outside of a call.
+    """Return the metadata that carries the running call to the next service; empty outside of a call.
 
-    The names are lower-case, which HTTP takes and gRPC demands: one dict for both.
+    It holds the ids, what is left of the deadline (never the user: who may know that is for the application to say),
+    and the trace: OpenTelemetry's where a span of it is current, else the inbound one unchanged. The names are
+    lower-case, which HTTP takes and gRPC demands: one dict for both.
     """
     context = _current.get()
     if context is None or context.request_id is None or context.correlation_id is None:
         return {}
     headers = {wire.CORRELATION_ID: context.correlation_id, wire.REQUEST_ID: context.request_id}
-    if context.traceparent is not None:
-        headers[wire.TRACEPARENT] = context.traceparent
-        if context.tracestate is not None:
-            headers[wire.TRACESTATE] = context.tracestate
+    remaining = context.remaining()
+    if remaining is not None:
+        # Rounded down, so that nobody works for longer than the first caller waits; 1 is as good as over.
+        headers[wire.REQUEST_TIMEOUT] = str(max(1, int(remaining * 1000)))
+    traceparent, tracestate = _current_span() or (context.traceparent, context.tracestate)
+    if traceparent is not None:
+        headers[wire.TRACEPARENT] = traceparent
+        if tracestate is not None:
+            headers[wire.TRACESTATE] = tracestate
     return headers
+
+
+def _current_span() -> tuple[str, str | None] | None:
+    # Whoever has a span current has imported the API; who has not is not made to, nor kept waiting for it.
+    get_current_span = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
+    if get_current_span is None:
+        return None
+    span = get_current_span().get_span_context()
+    if not span.is_valid:
+        return None
+    traceparent = render_traceparent(span.trace_id, span.span_id, span.trace_flags)
+    return traceparent, accept_tracestate(span.trace_state.to_header())
 
 
 def add_request_context(_logger: object, _method: str, event_dict: MutableMapping[str, Any]) -> Mapping[str, Any]:
@@ -151,7 +193,10 @@ def add_request_context(_logger: object, _method: str, event_dict: MutableMappin
 
 @dataclass(frozen=True, slots=True)
 class ContextSnapshot:
-    """The ids and the caller of a call, frozen: picklable, and free of the call it was taken from."""
+    """The ids and the caller of a call, frozen: picklable, and free of the call it was taken from.
+
+    The deadline stays behind: a job is not over because the caller that asked for it stopped waiting.
+    """
 
     request_id: str | None
     correlation_id: str | None
@@ -168,8 +213,16 @@ class ContextSnapshot:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a snapshot that ``to_dict`` made; unknown members are left out, missing ones are None."""
-        return cls(**{name: data.get(name) for name in cls.__slots__})
+        """Rebuild a snapshot that ``to_dict`` made.
+
+        A queue is outside, too: members that are unknown are left out, those that are missing, or are not what a
+        door would have let in, are None.
+        """
+        return cls(**{name: _accepted(name, data.get(name)) for name in cls.__slots__})
+
+
+def _accepted(name: str, value: object) -> Any:
+    return ACCEPT[name](value) if isinstance(value, str) else None
 
 
 def copy_context() -> ContextSnapshot:

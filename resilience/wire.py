@@ -77,6 +77,9 @@ CORRELATION_ID = "x-correlation-id"
 # Source: W3C Trace Context, 3.2 and 3.3.
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
+# Milliseconds that the caller still waits. Relative, like gRPC's own timeout, since no two machines' clocks agree; no
+# standard names one for HTTP. Source: "gRPC over HTTP2", Requests, Timeout.
+REQUEST_TIMEOUT = "x-request-timeout-ms"
 # Source: draft-ietf-httpapi-idempotency-key-header-07, 2.
 IDEMPOTENCY_KEY = "idempotency-key"
 REPLAYED = "x-idempotent-replayed"

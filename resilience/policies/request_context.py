@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable
+from time import monotonic
 
 from resilience import wire
 from resilience.admission import Admission
 from resilience.call import Call
 from resilience.context import RequestContext
-from resilience.decisions.request_id import accept_id, accept_traceparent, accept_tracestate
+from resilience.decisions.request_id import accept_id, accept_timeout, accept_traceparent, accept_tracestate
 from resilience.verdict import PROCEED, Verdict
 
 _POOL = 256
@@ -41,12 +42,18 @@ class RequestContextPolicy:
     id is the caller's if it is valid, else the trace id of its ``traceparent``, else minted. An invalid id is
     replaced and never echoed.
 
+    A caller that says for how long it waits (``x-request-timeout-ms``, over HTTP as in gRPC's metadata) gives the
+    context its deadline. Nothing here ends a call for being late: the deadline is for the handler to look at
+    (``get_request_context().remaining()``) and for the next service to be told.
+
     Args:
         mint: returns a new id: 1 to 64 characters of the allowlist in ``decisions.request_id``, unguessable.
+        clock: reads the seconds that deadlines are kept on; monotonic.
     """
 
-    def __init__(self, mint: Callable[[], str] | None = None) -> None:
+    def __init__(self, mint: Callable[[], str] | None = None, *, clock: Callable[[], float] = monotonic) -> None:
         self._mint = mint or IdMint()
+        self._clock = clock
 
     async def admit(self, call: Call, admission: Admission) -> Verdict:
         """Open the context. Always proceeds."""
@@ -63,6 +70,9 @@ class RequestContextPolicy:
         if trace is not None:
             context.traceparent = trace.traceparent
             context.tracestate = accept_tracestate(get(wire.TRACESTATE))
+        timeout = accept_timeout(get(wire.REQUEST_TIMEOUT))
+        if timeout is not None:
+            context.set_deadline(self._clock() + timeout, self._clock)
         admission.open(context)
         admission.metadata += ((wire.REQUEST_ID, request_id), (wire.CORRELATION_ID, correlation_id))
         return PROCEED
