@@ -4,8 +4,10 @@ The doors are ``http_middleware`` and ``grpc_interceptors``; this package import
 """
 
 from resilience.admission import Admission, Policy
+from resilience.background import bind_context
 from resilience.call import Call, Metadata
 from resilience.caller import api_key
+from resilience.checks import check_database, check_redis
 from resilience.context import (
     ContextSnapshot,
     RequestContext,
@@ -18,8 +20,10 @@ from resilience.context import (
     restore_context,
     set_context_user,
 )
+from resilience.decisions.idempotency import generate_idempotency_key
 from resilience.decisions.quota import Quota, Usage
 from resilience.decisions.readiness import HealthStatus
+from resilience.decorators import idempotent, rate_limit
 from resilience.errors import (
     ConfigurationError,
     ForeignValueError,
@@ -28,6 +32,7 @@ from resilience.errors import (
     StoreUnavailableError,
 )
 from resilience.health import ComponentHealth, HealthChecker, HealthReport
+from resilience.logs import RequestContextFilter
 from resilience.pipeline import Pipeline
 from resilience.policies.idempotency import IdempotencyPolicy
 from resilience.policies.rate_limit import RateLimitPolicy
@@ -66,6 +71,7 @@ __all__ = [
     "Replay",
     "Reply",
     "RequestContext",
+    "RequestContextFilter",
     "RequestContextPolicy",
     "ResilienceError",
     "Rule",
@@ -76,11 +82,17 @@ __all__ = [
     "Verdict",
     "add_request_context",
     "api_key",
+    "bind_context",
+    "check_database",
+    "check_redis",
     "copy_context",
+    "generate_idempotency_key",
     "get_correlation_id",
     "get_request_context",
     "get_request_id",
     "get_tracing_headers",
+    "idempotent",
+    "rate_limit",
     "restore_context",
     "set_context_user",
 ]

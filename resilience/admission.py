@@ -82,8 +82,8 @@ class Admission:
         """How many bytes of the reply a policy needs to see; 0 for none."""
         self.asked: list[object] = []
         """Which core policies, and which decorators', were asked; each once, however many stand in the way."""
-        self.claimed = False
-        """Whether an idempotency key is held for the call, so that no second policy asks for it."""
+        self.claimed: tuple[str, ...] = ()
+        """The record keys that are held for the call, so that no second policy asks for them."""
         self.done: Reply | None = None
         """The answer of an operation that its handler declared done: what is kept although the handler fails later."""
         self.from_thread: Callable[[Callable[[], Coroutine[Any, Any, Verdict]]], Verdict] | None = None

@@ -9,6 +9,7 @@ from resilience.call import Call
 from resilience.caller import Identify, api_key
 from resilience.policies.request_context import RequestContextPolicy
 from resilience.policies.selective import declared_operations, store_of
+from resilience.policies.stages import split_stages
 from resilience.stores.base import Store
 from resilience.stores.memory import MemoryStore
 
@@ -20,6 +21,7 @@ class Pipeline:
 
     Args:
         core: asked where the caller is known: after the application's own authentication, right before the handler.
+            Rules of a rate limit that say ``stage="edge"`` are asked at the edge.
         edge: asked first, outside of everything. The default opens the request context.
         identify: finds an unauthenticated caller's identity; the default is a digest of ``x-api-key``.
         store: where decorators and guards count and keep records. The default is the store of the first policy that
@@ -34,10 +36,10 @@ class Pipeline:
         identify: Identify | None = None,
         store: Store | None = None,
     ) -> None:
-        self.edge: tuple[Policy, ...] = (RequestContextPolicy(),) if edge is None else tuple(edge)
-        self.core = tuple(core)
+        early, self.core = split_stages(core)
+        self.edge: tuple[Policy, ...] = ((RequestContextPolicy(),) if edge is None else tuple(edge)) + early
         self._identify = identify or api_key()
-        self.store: Store = store or next(filter(None, map(store_of, self.core)), None) or MemoryStore()
+        self.store: Store = store or next(filter(None, map(store_of, core)), None) or MemoryStore()
         self._late: dict[Hashable, Policy] = {}
         self._running: set[asyncio.Task[Any]] = set()
 

@@ -35,7 +35,7 @@ def decide(state: "array[int]", quota: Quota, cost: int, now: float) -> Usage:
     start, stop = bounds(quota, now_us)
     if state[0] > start:
         start, stop = bounds(quota, state[0])  # the clock stepped back
-    used, limit = state[1] if state[0] == start else 0, quota.limit
+    used, limit = state[1] if state[0] >= start else 0, quota.limit
     until_stop = (stop - now_us) / 1_000_000
     left = max(0, limit - used)  # more than the limit is used where it was lowered meanwhile
     if cost <= left:

@@ -5,7 +5,7 @@ import logging
 from contextvars import Context
 from typing import Protocol
 
-from resilience.errors import StoreUnavailableError
+from resilience.errors import ConfigurationError, StoreUnavailableError
 
 logger = logging.getLogger("resilience")
 
@@ -39,9 +39,19 @@ class Heartbeat:
         self._beating: asyncio.Task[None] | None = None
 
     def hold(self, key: str, token: str) -> None:
-        """Start renewing ``key`` for the owner of ``token``. Needs a running event loop."""
+        """Start renewing ``key`` for the owner of ``token``.
+
+        Raises:
+            ConfigurationError: no event loop of asyncio is running.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigurationError(
+                "Idempotency keys and concurrency limits renew their leases with asyncio, and nothing else here needs "
+                "it. Serve the application on an event loop of asyncio, or leave these two out."
+            ) from None
         self._held[token] = key
-        loop = asyncio.get_running_loop()
         if self._timer is None or self._loop is not loop:
             self._loop = loop
             self._schedule(loop)

@@ -79,7 +79,7 @@ class IdempotencyPolicy:
         self.required = required
         self._ttl = ttl
         self._lease = lease
-        self._takeover: Takeover = takeover
+        self.takeover: Takeover = takeover
         self.on_outage = on_outage
         self._max_payload = max_payload
         self._max_reply = max_reply
@@ -88,8 +88,6 @@ class IdempotencyPolicy:
 
     async def admit(self, call: Call, admission: Admission) -> Verdict:
         """Claim the key, or answer for the one who has it."""
-        if admission.claimed:
-            return PROCEED  # by a policy further out, for the same call
         if call.metadata.get(wire.IDEMPOTENCY_KEY) is None:
             if self.required and not call.safe:
                 return Reject(Reason.IDEMPOTENCY_KEY_MISSING, "This operation needs an Idempotency-Key")
@@ -109,13 +107,16 @@ class IdempotencyPolicy:
         except PayloadTooLargeError as error:
             return Reject(Reason.PAYLOAD_TOO_LARGE, f"A request with an Idempotency-Key may have {error.limit} bytes")
         operation = self._operation or call.operation
-        return await self._claim(record_key("", operation, admission.caller(), key), print_, call, admission)
+        name = record_key("", operation, admission.caller(), key)
+        if name in admission.claimed:
+            return PROCEED  # a policy further out holds it, for this very call
+        return await self._claim(name, print_, call, admission)
 
     async def _claim(self, key: str, print_: bytes, call: Call, admission: Admission) -> Verdict:
         token = token_hex(16)
         try:
             claim = await self.store.claim(
-                key, token, print_, lease=self._lease, ttl=self._ttl, takeover=self._takeover
+                key, token, print_, lease=self._lease, ttl=self._ttl, takeover=self.takeover
             )
         except StoreUnavailableError as error:
             self._outage.began(error)
@@ -126,7 +127,7 @@ class IdempotencyPolicy:
         if not isinstance(claim, Claimed):
             return _answer(claim, call, admission)
         self._heartbeat.hold(key, token)
-        admission.claimed = True
+        admission.claimed += (key,)
         admission.capture = max(admission.capture, self._max_reply)
 
         async def settle(outcome: Outcome) -> None:

@@ -13,7 +13,7 @@ from math import inf
 from resilience.decisions.quota import Usage
 from resilience.stores.base import Want, total_costs
 
-Part = tuple[str, str, int, int, int, str]
+Part = tuple[str, str, int, int, int, int, str]
 """Of a want: rule, subject, cost, what tells its quota from another of the same name, and token."""
 Key = Part | tuple[Part, ...]
 """The part of the one want, or those of several."""
@@ -101,9 +101,12 @@ def key_of(wants: Sequence[Want]) -> Key:
     """Return what makes two calls the same request."""
     if len(wants) == 1:
         rule, subject, quota, cost, token = wants[0]
-        return rule, subject, cost, quota.limit, quota.step_us, token
+        return rule, subject, cost, quota.limit, quota.step_us, quota.capacity, token
     return tuple(
-        [(rule, subject, cost, quota.limit, quota.step_us, token) for rule, subject, quota, cost, token in wants]
+        [
+            (rule, subject, cost, quota.limit, quota.step_us, quota.capacity, token)
+            for rule, subject, quota, cost, token in wants
+        ]
     )
 
 

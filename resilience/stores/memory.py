@@ -113,6 +113,8 @@ class MemoryStore:
         if held is None:
             self._make_room(now)
             held = self._counts[key] = (want.quota, functions.empty())
+        elif held[0] is not want.quota:
+            held = self._counts[key] = (want.quota, held[1])  # another tier: its window says how long to keep
         functions.charge(held[1], want.quota, want.cost, now)
 
     def _held(self, want: Want) -> "tuple[Quota, array[int]] | None":
