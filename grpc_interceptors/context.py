@@ -9,6 +9,9 @@ from grpc.aio import AbortError
 
 Trailers = Iterable[tuple[str, str | bytes]]
 
+STATUS_DETAILS = "grpc-status-details-bin"
+"""The trailer with a serialised ``google.rpc.Status``; a client reads it only where it agrees with code and message."""
+
 
 class GuardedContext:
     """Stands before a ``grpc.aio.ServicerContext`` and passes on what it does not change.
@@ -82,10 +85,11 @@ class GuardedContext:
         if self._held and self.aborted and self._alive():
             await self._context.abort(self.status, self._details, self._merged(()))
 
-    async def refuse(self, code: grpc.StatusCode, details: str) -> NoReturn:
-        """End the RPC with a status of ours, whatever the handler recorded."""
+    async def refuse(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> NoReturn:
+        """End the RPC with a status of ours, whatever the handler recorded; ``trailers`` win over every other."""
         self.status, self._details = code, details
-        await self._context.abort(code, details, self._merged(()))
+        self._theirs = tuple(pair for pair in self._theirs if pair[0] != STATUS_DETAILS)
+        await self._context.abort(code, details, self._merged(tuple(trailers)))
         raise AssertionError("abort returned")
 
     def insist(self) -> None:

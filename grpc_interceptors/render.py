@@ -9,7 +9,8 @@ from typing import NoReturn
 
 import grpc
 
-from grpc_interceptors.context import GuardedContext
+from grpc_interceptors.context import STATUS_DETAILS, GuardedContext
+from grpc_interceptors.details import reject_details
 from resilience import wire
 from resilience.admission import Admission
 from resilience.verdict import Reject, Reply
@@ -18,13 +19,14 @@ CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.Status
 
 
 async def render_reject(reject: Reject, admission: Admission, context: GuardedContext) -> NoReturn:
-    """Refuse the RPC, and tell the client when a retry is worth while."""
+    """Refuse the RPC; tell the client why, and when a retry is worth while."""
     if reject.retry_after is not None:
         admission.metadata.append((wire.RETRY_AFTER, str(wire.whole_seconds(reject.retry_after))))
     pushback = wire.pushback_ms(reject.reason, reject.retry_after)
     if pushback is not None:
         admission.metadata.append((wire.RETRY_PUSHBACK, str(pushback)))
-    await context.refuse(CODES[wire.TABLE[reject.reason].grpc], reject.message)
+    details = (STATUS_DETAILS, reject_details(reject, admission))
+    await context.refuse(CODES[wire.TABLE[reject.reason].grpc], reject.message, (details,))
 
 
 async def render_error_reply(reply: Reply, context: GuardedContext) -> NoReturn:
