@@ -1,7 +1,7 @@
 """Floor 4: the servicer context that handlers see: merges trailers, records the status, and survives the RPC."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -41,6 +41,7 @@ class GuardedContext:
         "_rpc",
         "_theirs",
         "aborted",
+        "instead",
         "status",
     )
 
@@ -55,6 +56,8 @@ class GuardedContext:
         self._rpc: Any = asyncio.current_task()
         self.aborted = False
         """Whether the handler aborted, though it may have swallowed what ``abort`` raised."""
+        self.instead: Callable[[], Awaitable[None]] | None = None
+        """Asked before the handler's own abort: ends the RPC with what a policy answered, if one did."""
         self._details = ""
         self._identities: tuple[Any, Any, Mapping[str, Any]] | None = None
         self.status: grpc.StatusCode | None = None
@@ -108,6 +111,8 @@ class GuardedContext:
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Trailers = ()) -> NoReturn:
         """End the RPC with ``code``. Always raises."""
+        if self.instead is not None:
+            await self.instead()
         self.status, self._details, self.aborted = code, details, True
         self._theirs = _merge(self._theirs, tuple(trailing_metadata))
         if self._held or not self._alive():

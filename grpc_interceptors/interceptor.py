@@ -4,7 +4,10 @@ Both stages of the pipeline stand here, one after the other. List an interceptor
 this one, so that it has spoken when limits and keys are asked for.
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -26,29 +29,52 @@ EXEMPT = frozenset(
 
 _MOST_METHODS = 4096  # A generic handler may answer any name, so the cache is bounded.
 
+# Not the loop's own pool: there, handlers that wait for a store would keep its look-up of a host name from a thread.
+_THREADS = 32
+
 
 class ResilienceInterceptor(grpc.aio.ServerInterceptor):
     """Guards a ``grpc.aio`` server: ``grpc.aio.server(interceptors=[..., ResilienceInterceptor(pipeline)])``.
 
     Args:
         pipeline: the policies.
+        executor: where handlers that are plain functions run, one thread for each RPC; by default up to 32 threads.
 
     Raises:
         ConfigurationError: a policy names a method that its service does not have.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, executor: Executor | None = None) -> None:
         self._pipeline = pipeline
+        self._executor = executor or ThreadPoolExecutor(_THREADS, "resilience-grpc")
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
         for operation in pipeline.operations():
             _verify(operation)
 
-    async def intercept_service(
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Coroutine[Any, Any, Handler | None]:
+        """Return the guarded handler, to be awaited; an unknown method stays unknown, and no policy hears of it.
+
+        Raises:
+            ConfigurationError: the server is not one of ``grpc.aio``.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigurationError(
+                "ResilienceInterceptor guards servers of grpc.aio.server(...), and this one is of grpc.server(...). "
+                "Serve with grpc.aio.server; plain functions as handlers run there, too."
+            ) from None
+        return self._guarded(continuation, handler_call_details)
+
+    async def _guarded(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Return the guarded handler; an unknown method stays unknown, and no policy hears of it."""
         handler = await continuation(handler_call_details)
         name: str = handler_call_details.method
         if handler is None or name[1:].partition("/")[0] in EXEMPT:
@@ -57,7 +83,7 @@ class ResilienceInterceptor(grpc.aio.ServerInterceptor):
         known = self._wrapped.get(name)
         if known is not None and known[0] is handler:
             return known[1]
-        wrapped = wrap(Method.of(name, handler), handler, self._pipeline)
+        wrapped = wrap(Method.of(name, handler), handler, self._pipeline, self._executor)
         if len(self._wrapped) < _MOST_METHODS:
             self._wrapped[name] = (handler, wrapped)
         return wrapped

@@ -5,6 +5,7 @@ The style is kept because outer interceptors rely on it: a generator stays a gen
 
 import asyncio
 import logging
+from concurrent.futures import Executor
 from contextlib import aclosing
 from contextvars import ContextVar
 from inspect import isasyncgenfunction, iscoroutinefunction
@@ -14,6 +15,7 @@ from typing import Any, Self
 import grpc
 from grpc.aio import AbortError
 
+from grpc_interceptors.bridge import bridged
 from grpc_interceptors.call import Pairs, call_from_context
 from grpc_interceptors.context import GuardedContext
 from grpc_interceptors.method import Handler, Method
@@ -21,7 +23,7 @@ from grpc_interceptors.render import kept_trailers, render_error_reply, render_r
 from resilience import wire
 from resilience.admission import Refused
 from resilience.decorators import Declared, declared
-from resilience.errors import ConfigurationError, ResilienceError
+from resilience.errors import ResilienceError
 from resilience.pipeline import Pipeline
 from resilience.verdict import PROCEED, Outcome, Reject, Replay, Reply, Verdict
 
@@ -61,6 +63,7 @@ class Serving:
             method.name, pairs, self.context.peer(), request, streaming=method.streaming, safe=method.safe
         )
         self.admission = pipeline.admit(call)
+        self.context.instead = self._insist_on_refusal
         self._told = 0
         self._kept = False
         self._known = known
@@ -136,6 +139,11 @@ class Serving:
             raise ResilienceError("Internal error") from error
         return data
 
+    async def _insist_on_refusal(self) -> None:
+        # An interceptor further in, which maps exceptions to statuses, has caught a refusal.
+        if isinstance(self.admission.verdict, Reject):
+            await render_reject(self.admission.verdict, self.admission, self.context)
+
     async def answer(self, verdict: Verdict) -> Any:
         """Return, or abort with, what a policy answers in the handler's place."""
         if isinstance(verdict, Replay):
@@ -197,14 +205,12 @@ class Serving:
             logger.error("%s failed after its client left", self._method.name, exc_info=task.exception(), extra=fields)
 
 
-def wrap(method: Method, handler: Handler, pipeline: Pipeline) -> Handler:
-    """Return ``handler`` behind ``pipeline``, of the same kind and style.
-
-    Raises:
-        ConfigurationError: the handler is a plain function, which runs in a thread where no context reaches it.
-    """
+def wrap(method: Method, handler: Handler, pipeline: Pipeline, executor: Executor) -> Handler:
+    """Return ``handler`` behind ``pipeline``, of the same kind and style; a plain function runs in ``executor``."""
     inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     known = declared(inner)
+    if not (isasyncgenfunction(inner) or iscoroutinefunction(inner)):
+        inner = bridged(inner, executor, streams=bool(handler.response_streaming))
 
     async def reply_once(request: Any, context: Any) -> Any:
         async with Serving(method, pipeline, request, context, known) as serving:
@@ -228,14 +234,7 @@ def wrap(method: Method, handler: Handler, pipeline: Pipeline) -> Handler:
             except Refused as refused:
                 await serving.answer(refused.verdict)
 
-    if isasyncgenfunction(inner):
-        guarded: Any = reply_many
-    elif iscoroutinefunction(inner):
-        guarded = reply_once
-    else:
-        raise ConfigurationError(
-            f"{method.name} is handled by a plain function, which no policy reaches. Make it `async def`."
-        )
+    guarded: Any = reply_many if isasyncgenfunction(inner) else reply_once
     make: Any = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,

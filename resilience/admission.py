@@ -124,7 +124,7 @@ class Admission:
         if self.settled:
             return
         self.settled = True
-        if self.done is not None and outcome.reply is None and outcome.ended != "refused":
+        if self.done is not None and (outcome.ended != "completed" or outcome.reply is None):
             outcome = Outcome("completed", self.done)
         interrupted: BaseException | None = None
         while self._hooks:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -299,3 +299,55 @@ class Counts:
     async def __call__(self, context: Any) -> bytes:
         self.runs += 1
         return await self.act(context) if self.act is not None else b"run %d" % self.runs
+
+
+SyncAct = Callable[[Any], bytes]
+
+
+@dataclass(frozen=True)
+class SyncStyle:
+    """One way to write a handler as a plain function: it takes all requests, then acts."""
+
+    kind: str
+    make: Callable[[SyncAct], Any]
+
+
+def _sync_unary_unary(act: SyncAct) -> Any:
+    return grpc.unary_unary_rpc_method_handler(lambda _request, context: act(context))
+
+
+def _sync_unary_stream_generator(act: SyncAct) -> Any:
+    def handle(_request: bytes, context: Any) -> Iterator[bytes]:
+        yield act(context)
+
+    return grpc.unary_stream_rpc_method_handler(handle)
+
+
+def _sync_unary_stream_list(act: SyncAct) -> Any:
+    return grpc.unary_stream_rpc_method_handler(lambda _request, context: [act(context)])
+
+
+def _sync_stream_unary(act: SyncAct) -> Any:
+    def handle(requests: Iterator[bytes], context: Any) -> bytes:
+        assert list(requests) in ([], [b"one"])
+        return act(context)
+
+    return grpc.stream_unary_rpc_method_handler(handle)
+
+
+def _sync_stream_stream_generator(act: SyncAct) -> Any:
+    def handle(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        assert list(requests) in ([], [b"one"])
+        yield act(context)
+
+    return grpc.stream_stream_rpc_method_handler(handle)
+
+
+SYNC_STYLES = {
+    "unary_unary": SyncStyle("unary_unary", _sync_unary_unary),
+    "unary_stream_generator": SyncStyle("unary_stream", _sync_unary_stream_generator),
+    "unary_stream_list": SyncStyle("unary_stream", _sync_unary_stream_list),
+    "stream_unary": SyncStyle("stream_unary", _sync_stream_unary),
+    "stream_stream_generator": SyncStyle("stream_stream", _sync_stream_stream_generator),
+}
+"""Handlers that are plain functions: each runs in a thread."""

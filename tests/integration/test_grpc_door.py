@@ -249,16 +249,18 @@ def test_operations_of_the_other_door_are_not_ours_to_check() -> None:
     ResilienceInterceptor(Pipeline([Selective(IdempotencyPolicy(MemoryStore()), ["POST /payments", CREATE])]))
 
 
-async def test_a_plain_function_is_not_served_unguarded() -> None:
+async def test_a_plain_function_is_served_and_guarded() -> None:
     ran: list[bytes] = []
 
     def handle(request: bytes, _context: Any) -> bytes:
         ran.append(request)
         return b"done"
 
-    async with serving(grpc.unary_unary_rpc_method_handler(handle)) as channel:
-        end = await ask(channel)
-    assert (end.code is StatusCode.OK, ran) == (False, [])
+    handler: Any = grpc.unary_unary_rpc_method_handler(handle)
+    async with serving(handler, RateLimitPolicy(MemoryStore(), "1/hour")) as channel:
+        ends = [await ask(channel) for _ in range(2)]
+    assert [end.code for end in ends] == [StatusCode.OK, StatusCode.RESOURCE_EXHAUSTED]
+    assert ran == [b"one"]
 
 
 async def test_the_demo_takes_each_of_its_four_kinds_of_calls() -> None:

@@ -15,7 +15,7 @@ from http_middleware.render import (
     render_reply,
     with_metadata,
 )
-from resilience import Admission, Call, Reason, Reject, Reply, RequestContext
+from resilience import Admission, Call, Pipeline, Reason, Reject, Reply, RequestContext
 
 PROBLEM = b"application/problem+json"
 # What each refusal is over HTTP: the status, and whether waiting helps.
@@ -34,7 +34,7 @@ STATUS = {
 
 
 def admission_of(*headers: tuple[bytes, bytes]) -> Admission:
-    admission = Admission(Call("http", "GET /", HeaderMetadata(headers)), (), lambda _call: None)
+    admission = Pipeline(edge=(), identify=lambda _call: None).admit(Call("http", "GET /", HeaderMetadata(headers)))
     admission.context = RequestContext("req_1", "cor_1")
     return admission
 
