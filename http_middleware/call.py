@@ -11,6 +11,9 @@ from resilience.errors import PayloadTooLargeError
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # Source: RFC 9110, 9.2.1.
 
 
+_NAMING = ("type", "method", "path", "root_path", "query_string", "app")
+
+
 class ClientGoneError(Exception):
     """The client hung up before its request was whole: there is nobody to answer."""
 
@@ -144,8 +147,9 @@ def call_from_scope(
 
 
 def rename_call(call: Call, scope: Scope, operation: Callable[[Scope], str]) -> None:
-    """Have a call named by the scope as it is further in, where a middleware may have rewritten the path."""
-    call.rename(partial(operation, scope), partial(_resource, scope))
+    """Have a call named by the scope as it is now: a middleware may have rewritten the path, and a mount will."""
+    seen = {name: scope[name] for name in _NAMING if name in scope}
+    call.rename(partial(operation, seen), partial(_resource, seen))
 
 
 def _resource(scope: Scope) -> str:

@@ -121,13 +121,13 @@ def _reasons(policy: Policy, operation: str, *, safe: bool) -> frozenset[Reason]
     if isinstance(policy, RateLimitPolicy):
         denying = [rule for rule in policy.rules if not rule.shadow]
         ways = [
-            rule.on_outage or getattr(policy, "on_outage", None)
+            rule.on_outage or policy.on_outage
             for rule in denying
             if rule.operations is None or operation in rule.operations
         ]
         return (_LIMITED if ways else _FINE) | (_OUTAGE if "closed" in ways else _FINE)
     if isinstance(policy, IdempotencyPolicy) and not safe:
         required = _KEY_REFUSED if policy.required else _FINE
-        refuses = _ABANDONED if getattr(policy, "takeover", None) == "refuse" else _FINE
+        refuses = _ABANDONED if policy.takeover == "refuse" else _FINE
         return _KEYED | required | refuses | (_OUTAGE if policy.on_outage == "closed" else _FINE)
     return _FINE

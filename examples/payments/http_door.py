@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict
+from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -16,8 +17,8 @@ from resilience import HealthChecker, Pipeline
 class PaymentCreate(BaseModel):
     """A payment to take."""
 
-    amount: int = Field(gt=0, description="In the currency's minor unit.", examples=[100])
-    currency: str = Field(description="ISO 4217, three capitals.", examples=["EUR"])
+    amount: int = Field(gt=0, le=10**12, description="In the currency's minor unit.", examples=[100])
+    currency: str = Field(pattern="^[A-Z]{3}$", description="ISO 4217, three capitals.", examples=["EUR"])
 
 
 class PaymentRead(PaymentCreate):
@@ -25,6 +26,17 @@ class PaymentRead(PaymentCreate):
 
     id: str
     status: str
+
+
+class Refusal(BaseModel):
+    """Why there is no payment."""
+
+    detail: str
+
+
+_UNREADABLE: dict[int | str, dict[str, Any]] = {400: {"model": Refusal, "description": "The body is not readable"}}
+_UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": Refusal, "description": "No such payment"}}
+_EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}, **_UNKNOWN}
 
 
 def build_app(service: PaymentService, pipeline: Pipeline, checker: HealthChecker) -> FastAPI:
@@ -35,15 +47,15 @@ def build_app(service: PaymentService, pipeline: Pipeline, checker: HealthChecke
     async def invalid(_request: Request, error: InvalidPaymentError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
 
-    @app.post("/api/payments", status_code=201)
+    @app.post("/api/payments", status_code=201, responses=_UNREADABLE)
     async def create_payment(data: PaymentCreate) -> PaymentRead:
         return _read(await service.create(data.amount, data.currency))
 
-    @app.get("/api/payments/{payment_id}")
+    @app.get("/api/payments/{payment_id}", responses=_UNKNOWN)
     async def get_payment(payment_id: str) -> PaymentRead:
         return _read(_find(service, payment_id))
 
-    @app.get("/api/payments/{payment_id}/events")
+    @app.get("/api/payments/{payment_id}/events", response_class=StreamingResponse, responses=_EVENTS)
     async def watch_payment(payment_id: str) -> StreamingResponse:
         _find(service, payment_id)
         return StreamingResponse(_events(service, payment_id), media_type="text/event-stream")

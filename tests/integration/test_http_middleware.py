@@ -7,7 +7,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from http_middleware import ResilienceMiddleware, install
+from http_middleware import ResilienceMiddleware, idempotent, install
+from http_middleware.client_address import ClientAddress
 from resilience import IdempotencyPolicy, MemoryStore, Pipeline, RateLimitPolicy, RequestContextPolicy, Rule
 from resilience.testing import ManualClock
 from tests.integration.http_driver import Wire, connect, http_scope, upload
@@ -250,10 +251,67 @@ async def test_a_response_passes_message_by_message_as_the_application_sends_it(
     assert wire.sent[1:] == bodies
 
 
+async def test_a_client_that_is_gone_before_its_late_key_is_checked_is_no_error() -> None:
+    runs: list[str] = []
+    app = FastAPI()
+
+    @app.post("/")
+    @idempotent()
+    async def pay() -> None:
+        runs.append("paid")
+
+    install(app)
+
+    wire = await Wire([{"type": "http.disconnect"}]).run(app, http_scope("POST", "/", (b"idempotency-key", b"key_1")))
+
+    assert (wire.status, runs) == (400, [])
+
+
 async def test_a_request_without_a_peer_is_served() -> None:
     wire = await Wire().run(ResilienceMiddleware(hello, limited("9/minute")), {**http_scope(), "client": None})
 
     assert wire.status == 200
+
+
+@pytest.mark.parametrize("added", [True, False])
+async def test_an_address_behind_a_proxy_is_the_callers(added: bool) -> None:
+    app = FastAPI()
+    app.add_api_route("/", lambda: "hello")
+    address = ClientAddress(trusted=["10.0.0.0/8"])
+    if added:
+        app.add_middleware(ResilienceMiddleware, pipeline=limited("9/minute"), address=address)
+    else:
+        install(app, limited("9/minute"), address=address)
+    client = connect(app, address="10.0.0.1")
+
+    responses = [await client.get("/", headers={"X-Forwarded-For": one}) for one in ("5.5.5.5", "5.5.5.5", "6.6.6.6")]
+
+    assert [response.headers["x-ratelimit-remaining"] for response in responses] == ["8", "7", "8"]
+
+
+async def test_installed_without_a_pipeline_it_gives_ids_alone() -> None:
+    app = FastAPI()
+    app.add_api_route("/", lambda: "hello")
+    install(app)
+
+    response = await connect(app).get("/")
+
+    assert response.headers["x-request-id"].startswith("req_")
+    assert "x-ratelimit-limit" not in response.headers
+
+
+async def test_a_mounted_limit_says_once_when_to_retry() -> None:
+    inner = FastAPI()
+    inner.add_api_route("/hello", lambda: "hello")
+    install(inner, limited("1/minute"))
+    outer = FastAPI()
+    outer.mount("/inner", inner)
+    install(outer)
+    client = connect(outer)
+
+    responses = [await client.get("/inner/hello") for _ in range(2)]
+
+    assert [response.headers.get_list("retry-after") for response in responses] == [[], ["60"]]
 
 
 async def test_a_redirect_between_slashes_still_works() -> None:

@@ -266,7 +266,7 @@ async def test_an_unhandled_error_over_the_wire_carries_ids_and_is_told_to_the_s
     ids=["NEL", "TAB", "ESC", "quotes", "space", "0xff", "129 bytes", "60 KiB"],
 )
 async def test_what_a_server_lets_through_as_an_id_is_replaced_and_never_echoed(sent: bytes) -> None:
-    async with serving(Shop().app) as port:
+    async with serving(Shop().app, http="h11") as port:  # the most permissive one: httptools refuses an ESC itself
         reader, writer = await within(asyncio.open_connection(HOST, port))
         writer.write(b"GET /ids HTTP/1.1\r\nHost: test\r\nX-Correlation-ID: " + sent + b"\r\n\r\n")
         head, body = await read_response(reader)

@@ -1,4 +1,4 @@
-"""``app.add_middleware(RateLimitMiddleware, redis_client=redis)``, as users write it."""
+"""``app.add_middleware(RateLimitMiddleware, redis_client=redis)`` and its like, as users write it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from redis.asyncio import Redis
 
-from http_middleware import RateLimitMiddleware
+from http_middleware import IdempotencyMiddleware, RateLimitMiddleware
 from resilience import ConfigurationError
 from tests.support.redis_servers import RedisServer, binary
 
@@ -44,7 +44,7 @@ Get = Callable[[], Awaitable[httpx.Response]]
 
 
 @asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[Get]:
+async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """Run the application's lifespan around a client, as a server does."""
     inbox: asyncio.Queue[dict[str, str]] = asyncio.Queue()
     outbox: asyncio.Queue[object] = asyncio.Queue()
@@ -52,9 +52,15 @@ async def served(app: FastAPI) -> AsyncIterator[Get]:
     life = asyncio.create_task(app({"type": "lifespan", "asgi": {"version": "3.0"}}, inbox.get, outbox.put))
     await outbox.get()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-        yield lambda: client.get("/")
+        yield client
     inbox.put_nowait({"type": "lifespan.shutdown"})
     await life
+
+
+@asynccontextmanager
+async def served(app: FastAPI) -> AsyncIterator[Get]:
+    async with running(app) as client:
+        yield lambda: client.get("/")
 
 
 async def test_the_environment_says_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +80,20 @@ async def test_two_processes_worth_of_applications_share_one_redis(
     async with served(application(redis)) as one, served(application(redis)) as two:
         assert [(await get()).status_code for get in (one, two, one, two)] == [200, 200, 200, 429]
     assert await redis.ping()
+
+
+async def test_two_processes_worth_of_applications_share_one_redis_for_their_keys(redis: "Redis") -> None:
+    runs: list[str] = []
+    replies = []
+    for _ in range(2):
+        app = application(redis)
+        app.add_api_route("/pay", lambda: runs.append("paid"), methods=["POST"])
+        app.add_middleware(IdempotencyMiddleware, redis_client=redis)
+        async with running(app) as client:
+            replies.append(await client.post("/pay", headers={"Idempotency-Key": "key_1"}))
+    assert [reply.headers.get("x-idempotent-replayed") for reply in replies] == [None, "true"]
+    assert [reply.headers["x-ratelimit-remaining"] for reply in replies] == ["99", "98"]
+    assert runs == ["paid"]
 
 
 async def test_a_redis_url_in_the_environment_is_used(

@@ -1,12 +1,13 @@
 """Floor 4: rate limits alone, for ``app.add_middleware``, configured by the environment."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from http_middleware.middleware import ResilienceMiddleware
+from http_middleware.configured import ConfiguredMiddleware
+from resilience.admission import Policy
 from resilience.decisions.quota import Quota
-from resilience.pipeline import Pipeline
 from resilience.policies.rate_limit import RateLimitPolicy
 from resilience.policies.rule import Rule
 from resilience.settings import Settings
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
 
 
-class RateLimitMiddleware:
+class RateLimitMiddleware(ConfiguredMiddleware):
     """Limits every caller over all routes: ``app.add_middleware(RateLimitMiddleware, redis_client=redis)``.
 
     Reads ``RATE_LIMIT_ENABLED``, ``RATE_LIMIT_REQUESTS`` and ``RATE_LIMIT_WINDOW``. Needs the extra ``settings``.
+    Wherever it is added, it limits the user that the application's authentication found, and each reply carries ids.
 
     Args:
         app: the application inside.
@@ -39,25 +41,11 @@ class RateLimitMiddleware:
         *,
         settings: Settings | None = None,
     ) -> None:
-        settings = settings or Settings.load()
-        store: Store
-        if redis_client is None:
-            store = settings.store()
-        else:
-            from resilience.stores.redis import RedisStore  # noqa: PLC0415 - only who has a client needs the extra
+        super().__init__(app, redis_client, settings, _policies)
 
-            store = RedisStore(redis_client)
-        rule = Rule(Quota(settings.rate_limit_requests, per=settings.rate_limit_window))
-        policies = [RateLimitPolicy(store, rule)] if settings.rate_limit_enabled else []
-        self._store = store
-        self.app: ASGIApp = ResilienceMiddleware(app, Pipeline(policies))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection; let go of the store when the application has stopped."""
-        if scope["type"] != "lifespan":
-            await self.app(scope, receive, send)
-            return
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            await self._store.aclose()
+def _policies(store: Store, settings: Settings) -> Sequence[Policy]:
+    if not settings.rate_limit_enabled:
+        return ()
+    rule = Rule(Quota(settings.rate_limit_requests, per=settings.rate_limit_window))
+    return [RateLimitPolicy(store, rule)]

@@ -1,0 +1,186 @@
+"""Floor 4: the outer stage. Opens the admission, and writes its metadata on whatever leaves, errors included."""
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from http_middleware.call import call_from_scope
+from http_middleware.client_address import ClientAddress
+from http_middleware.core import ADMISSION, OPERATION, refuse
+from http_middleware.health import is_probe, render_health
+from http_middleware.render import render_error, with_metadata
+from http_middleware.routes import RouteTable
+from resilience import wire
+from resilience.admission import Admission
+from resilience.errors import ConfigurationError
+from resilience.health import HealthChecker
+from resilience.pipeline import Pipeline
+from resilience.policies.request_context import RequestContextPolicy
+from resilience.stores.memory import MemoryStore
+from resilience.verdict import Outcome, Reject
+
+_STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+
+
+class EdgeMiddleware:
+    """The outer stage, for all the pipelines of one application. The first that is put in leads.
+
+    The leader opens the admission: its store is where decorators count, its ``identify`` names the callers. A pipeline
+    that the application made itself leads before one of a ready-made middleware, and that before one without a store.
+
+    Args:
+        app: the application inside, its error handler included.
+        owner: the application whose stack this is; None where it stands around any other.
+    """
+
+    def __init__(self, app: ASGIApp, owner: Starlette | None = None) -> None:
+        self.app = app
+        self.operation: Callable[[Scope], str] = self._operation
+        """Names the operation of a scope; one object, by which a scope shows that it came through here."""
+        self._owner = owner
+        self._routes: RouteTable | None = None
+        self._given: RouteTable | None = None
+        self._pipelines: list[tuple[bool, Pipeline]] = []
+        self._lead: Pipeline
+        self._limited: tuple[Pipeline, ...] = ()
+        self._health: HealthChecker | None = None
+        self._address: Callable[[Scope], str | None] | None = None
+
+    def join(
+        self,
+        pipeline: Pipeline,
+        *,
+        leads: bool = True,
+        health: HealthChecker | None = None,
+        routes: RouteTable | None = None,
+        address: ClientAddress | None = None,
+    ) -> None:
+        """Serve another pipeline, too. Of what else is given for several, the first counts.
+
+        Args:
+            pipeline: its policies of the core are the core's business.
+            leads: whether it leads before those of which this is not said.
+            health: answers ``/health`` and below.
+            routes: for policies that name operations; None finds them in the owner, else in ``scope["app"]``.
+            address: finds the caller's address.
+        """
+        if self._health is None:
+            self._health = health
+        if self._given is None:
+            self._given = routes
+        if self._address is None and address is not None:
+            self._address = address.peer
+        if all(known is not pipeline for _, known in self._pipelines):
+            self._pipelines.append((leads, pipeline))
+            self._lead = max(self._pipelines, key=_rank)[1]
+            self._limited = tuple(known for _, known in self._pipelines if _beyond_context(known))
+            self._routes = None  # to be held against what this one names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection; anything but ``http``, ``websocket`` and the owner's lifespan passes untouched."""
+        if scope["type"] == "lifespan":
+            await self.start(self.app, scope, receive, send)
+        else:
+            await self.serve(self.app, scope, receive, send)
+
+    async def start(self, inner: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the lifespan of ``inner``, unless a policy names a route that isn't there: that stops the start."""
+        if self._owner is not None and self._routes is None:
+            try:
+                self._table(self._owner)
+            except ConfigurationError as error:
+                await receive()
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                return
+        await inner(scope, receive, send)
+
+    async def serve(
+        self, inner: ASGIApp, scope: Scope, receive: Receive, send: Send, *, answers_errors: bool = False
+    ) -> None:
+        """Serve one connection with ``inner``.
+
+        Args:
+            answers_errors: answer as Starlette's error handler would, since that stands where no ids reach it.
+
+        Raises:
+            ConfigurationError: a policy names a route that isn't there.
+        """
+        if scope["type"] not in ("http", "websocket"):
+            await inner(scope, receive, send)
+            return
+        if self._routes is None and self._owner is not None:
+            self._routes = self._table(self._owner)
+        if self._health is not None and is_probe(scope):
+            await render_health(self._health, scope, send)
+        elif ADMISSION in scope:
+            # Another of us, further out, has opened the call; a mounted application names its own routes.
+            scope[OPERATION] = self.operation
+            admission: Admission = scope[ADMISSION]
+            await self._ask(admission)
+            if isinstance(admission.verdict, Reject):
+                await refuse(admission.verdict, admission, scope, send)
+            else:
+                await inner(scope, receive, send)
+        else:
+            await self._serve(inner, scope, receive, send, answers_errors)
+
+    async def _serve(self, inner: ASGIApp, scope: Scope, receive: Receive, send: Send, answers_errors: bool) -> None:
+        status = 0
+
+        async def send_with_metadata(message: Message) -> None:
+            nonlocal status
+            if message["type"] in _STARTS:
+                status = message.get("status", 101)
+                message = {**message, "headers": with_metadata(message.get("headers", ()), admission.metadata)}
+            await send(message)
+
+        scope[OPERATION] = self.operation
+        lead = self._lead
+        async with lead.admit(call_from_scope(scope, self.operation, self._address)) as admission:
+            if self._limited:
+                admission.asked.append(lead.edge)
+                await self._ask(admission)
+            if isinstance(admission.verdict, Reject):
+                await refuse(admission.verdict, admission, scope, send_with_metadata)
+                return
+            scope[ADMISSION] = admission
+            try:
+                await inner(scope, receive, send_with_metadata)
+            except Exception:
+                # Within Starlette the error handler further out has the word, and may be the application's own.
+                if not status and scope["type"] == "http" and "app" not in scope:
+                    await render_error(send_with_metadata)
+                elif not status and scope["type"] == "http" and answers_errors:
+                    await PlainTextResponse("Internal Server Error", 500)(scope, receive, send_with_metadata)
+                raise
+            if scope["type"] == "http" and not isinstance(admission.verdict, Reject):
+                await admission.settle(Outcome("completed" if wire.is_final_http(status) else "failed"))
+
+    async def _ask(self, admission: Admission) -> None:
+        """Ask what pipelines have at the edge beyond the leader's, and beyond those of another edge further out."""
+        for pipeline in self._limited:
+            if not isinstance(admission.verdict, Reject) and all(one is not pipeline.edge for one in admission.asked):
+                admission.asked.append(pipeline.edge)
+                await admission.admit(_beyond_context(pipeline))
+
+    def _operation(self, scope: Scope) -> str:
+        if self._routes is None:
+            self._routes = self._table(scope.get("app"))
+        return self._routes.operation(scope)
+
+    def _table(self, app: Any) -> RouteTable:
+        routes = self._given or RouteTable(getattr(app, "routes", ()))
+        routes.verify(frozenset().union(*(pipeline.operations() for _, pipeline in self._pipelines)))
+        return routes
+
+
+def _rank(known: tuple[bool, Pipeline]) -> tuple[bool, bool]:
+    leads, pipeline = known
+    return leads, not isinstance(pipeline.store, MemoryStore)
+
+
+def _beyond_context(pipeline: Pipeline) -> list[Any]:
+    return [policy for policy in pipeline.edge if not isinstance(policy, RequestContextPolicy)]
