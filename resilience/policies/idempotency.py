@@ -115,9 +115,7 @@ class IdempotencyPolicy:
     async def _claim(self, key: str, print_: bytes, call: Call, admission: Admission) -> Verdict:
         token = token_hex(16)
         try:
-            claim = await self.store.claim(
-                key, token, print_, lease=self._lease, ttl=self._ttl, takeover=self.takeover
-            )
+            claim = await self.store.claim(key, token, print_, lease=self._lease, ttl=self._ttl, takeover=self.takeover)
         except StoreUnavailableError as error:
             self._outage.began(error)
             if self.on_outage == "open":
