@@ -4,6 +4,7 @@ Two stages on one admission. The *edge* opens it, outside of everything, and wri
 unhandled errors included. The *core* asks for limits and keys where the caller is known: right before the router.
 """
 
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -11,6 +12,7 @@ from http_middleware.client_address import ClientAddress
 from http_middleware.core import OPERATION, CoreMiddleware
 from http_middleware.edge import EdgeMiddleware
 from http_middleware.hoist import answers_errors, chain, edge_of, join_core, owner_of
+from http_middleware.openapi import document
 from http_middleware.routes import RouteTable
 from resilience.health import HealthChecker
 from resilience.pipeline import Pipeline
@@ -70,6 +72,8 @@ class ResilienceMiddleware:
         edge.join(self._pipeline, leads=self._leads, health=self._health, routes=self._routes, address=self._address)
         if owner is not None:
             self._answers_errors = answers_errors(self, owner)
+        if isinstance(owner, FastAPI):
+            document(owner, self._pipeline)
         if not self._core:
             return
         if owner is not None:

@@ -92,10 +92,11 @@ class _Documented:
 
 def _concerning(policies: Iterable[Policy], operation: str) -> Iterator[Policy]:
     for policy in policies:
-        if not isinstance(policy, Selective):
+        inner: Policy | None = getattr(policy, "policy", None)
+        if inner is None:
             yield policy
-        elif operation in policy.operations:
-            yield from _concerning([policy.policy], operation)
+        elif not isinstance(policy, Selective) or operation in policy.operations:
+            yield from _concerning([inner], operation)
 
 
 def _late(called: Iterable[Any], store: Store, operation: str) -> Iterator[Policy]:

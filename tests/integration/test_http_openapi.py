@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from schemathesis.specs.openapi import checks
 
-from http_middleware import install
+from http_middleware import IdempotencyMiddleware, RateLimitMiddleware, install
 from http_middleware.decorators import idempotent, rate_limit
 from http_middleware.guard import IdempotencyGuard, get_idempotency_guard, require_idempotency_key
 from http_middleware.openapi import document
@@ -19,6 +19,7 @@ from resilience import IdempotencyPolicy, MemoryStore, Pipeline, Policy, RateLim
 from resilience.policies.rule import OnOutage
 from resilience.testing import FaultyStore
 from resilience.wire import TABLE, Reason
+from tests.integration.http_driver import connect
 
 STORE = MemoryStore()
 KEYED = {"400", "409", "413", "422", "503"}
@@ -383,3 +384,16 @@ def test_each_refusal_is_what_the_page_says(reason: Reason, accept: str) -> None
     assert reply.status_code == TABLE[reason].http
     assert reply.headers["content-type"] == [accept]
     assert reply.json().get("code", reason.value) == reason.value
+
+
+async def test_the_page_tells_of_the_middleware_that_was_added_and_of_nothing_twice() -> None:
+    app = FastAPI()
+    app.add_api_route("/orders", lambda: None, methods=["POST"])
+    app.add_middleware(IdempotencyMiddleware)
+    app.add_middleware(RateLimitMiddleware)
+    async with connect(app) as client:
+        pages = [(await client.get("/openapi.json")).json() for _ in range(2)]
+    told = pages[0]["paths"]["/orders"]["post"]
+    assert set(told["responses"]) >= {"200", "400", "409", "422", "429", "503"}
+    assert [parameter["$ref"] for parameter in told["parameters"]] == ["#/components/parameters/IdempotencyKey"]
+    assert pages[0] == pages[1]
