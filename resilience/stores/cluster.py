@@ -13,7 +13,8 @@ from redis.exceptions import ResponseError
 
 from resilience.errors import StoreUnavailableError
 from resilience.stores.connect import opened, reason_of
-from resilience.stores.link import Answered, Arguments, Link, tell_result
+from resilience.stores.link import Arguments, Link
+from resilience.stores.multiplexed import Answered, tell_result
 from resilience.stores.nodes import Script, Server
 
 logger = logging.getLogger("resilience")

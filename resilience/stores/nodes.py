@@ -15,7 +15,8 @@ import hiredis
 from redis.asyncio import Redis
 
 from resilience.errors import StoreUnavailableError
-from resilience.stores.link import Answered, Arguments, Link, Send, tell_result
+from resilience.stores.link import Arguments, Link, Send
+from resilience.stores.multiplexed import Answered, tell_result
 
 logger = logging.getLogger("resilience")
 

@@ -20,8 +20,9 @@ from resilience.decisions.quota import Algorithm, Quota, Usage
 from resilience.errors import StoreUnavailableError
 from resilience.stores.base import Want
 from resilience.stores.hot_keys import Denials
-from resilience.stores.link import Answered, Arguments
+from resilience.stores.link import Arguments
 from resilience.stores.memory import MemoryStore
+from resilience.stores.multiplexed import Answered
 from resilience.stores.nodes import Nodes
 from resilience.stores.redis import RedisStore
 from resilience.testing import ManualClock
