@@ -53,6 +53,8 @@ class Quota:
     window_us: int = field(init=False, repr=False, compare=False)
     step_us: int = field(init=False, repr=False, compare=False)
     """Microseconds of one part of a sliding window, between two entries of a log, between two units of a bucket."""
+    identity: str = field(init=False, repr=False, compare=False)
+    """What tells it from another quota of the same name, in one short text."""
 
     def __post_init__(self) -> None:
         if isinstance(self.limit, bool) or not isinstance(self.limit, int) or not 1 <= self.limit < 2**31:
@@ -72,6 +74,7 @@ class Quota:
         shares = {"sliding_window": PARTS, "token_bucket": self.limit, "sliding_log": window_us}
         self._set("window_us", window_us)
         self._set("step_us", -(-window_us // shares.get(self.algorithm, 1)))
+        self._set("identity", f"{self.algorithm}:{self.limit}:{window_us}:{self.capacity}:{self.calendar}")
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

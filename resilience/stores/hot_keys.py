@@ -13,8 +13,8 @@ from math import inf
 from resilience.decisions.quota import Usage
 from resilience.stores.base import Want, total_costs
 
-Part = tuple[str, str, int, int, int, int, str]
-"""Of a want: rule, subject, cost, what tells its quota from another of the same name, and token."""
+Part = tuple[str, str, int, str, str]
+"""Of a want: rule, subject, cost, its quota's identity, and token."""
 Key = Part | tuple[Part, ...]
 """The part of the one want, or those of several."""
 
@@ -22,12 +22,19 @@ Key = Part | tuple[Part, ...]
 class Group:
     """Equal calls of one turn: what each of them wants, and who waits for it."""
 
-    __slots__ = ("asked_at", "futures", "key", "wants")
+    __slots__ = ("asked_at", "futures", "key", "loop", "wants")
 
-    def __init__(self, key: Key, wants: Sequence[Want], first: "asyncio.Future[Sequence[Usage]]") -> None:
+    def __init__(
+        self,
+        key: Key,
+        wants: Sequence[Want],
+        first: "asyncio.Future[Sequence[Usage]]",
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self.key = key
         self.wants = wants
         self.futures = [first]
+        self.loop = loop
         self.asked_at = 0.0
 
     @property
@@ -92,7 +99,7 @@ class Group:
 
 
 _made = tuple.__new__  # half the time of calling a named tuple's class, once for each call of a hot key
-_HANDFUL = 32  # Calls that need not wait for the end of the turn: the server works on them while the others ask.
+_HANDFUL = 48  # Calls that need not wait for the end of the turn: the server works on them while the others ask.
 _LONGEST_DENIAL = 1.0
 _MOST_DENIALS = 10_000
 
@@ -101,13 +108,8 @@ def key_of(wants: Sequence[Want]) -> Key:
     """Return what makes two calls the same request."""
     if len(wants) == 1:
         rule, subject, quota, cost, token = wants[0]
-        return rule, subject, cost, quota.limit, quota.step_us, quota.capacity, token
-    return tuple(
-        [
-            (rule, subject, cost, quota.limit, quota.step_us, quota.capacity, token)
-            for rule, subject, quota, cost, token in wants
-        ]
-    )
+        return rule, subject, cost, quota.identity, token
+    return tuple([(rule, subject, cost, quota.identity, token) for rule, subject, quota, cost, token in wants])
 
 
 def answered_now(usages: Sequence[Usage]) -> "asyncio.Future[Sequence[Usage]]":
@@ -137,18 +139,20 @@ class Merger:
 
     def acquire(self, key: Key, wants: Sequence[Want]) -> "asyncio.Future[Sequence[Usage]]":
         """Return a future of this call's own usages."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Sequence[Usage]] = loop.create_future()
         group = self._gathered.get(key)
         if group is not None:
+            future = group.loop.create_future()
             group.futures.append(future)
-        elif self._asked or self._crowded:
+        else:
+            loop = asyncio.get_running_loop()
+            future = loop.create_future()
+            group = Group(key, wants, future, loop)
+            if not self._asked and not self._crowded:
+                self._send([group])
+                return future
             if not self._gathered:
                 loop.call_soon(self._send_gathered)
-            self._gathered[key] = Group(key, wants, future)
-        else:
-            self._send([Group(key, wants, future)])
-            return future
+            self._gathered[key] = group
         self._calls += 1
         if self._calls == _HANDFUL and not self._asked:
             self._send_gathered()
@@ -184,35 +188,33 @@ class Denials:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._known: dict[Key, tuple[float, float, Sequence[Usage]]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._known)
+        self.known: dict[Key, tuple[float, float, Sequence[Usage]]] = {}
+        """By call: when the store was asked, until when it would repeat itself, and what it said."""
 
     def find(self, key: Key) -> Sequence[Usage] | None:
         """Return what the store would say of a call that it just denied, or None where it must be asked."""
-        known = self._known.get(key)
+        known = self.known.get(key)
         if known is None:
             return None
         asked_at, until, usages = known
         now = self._clock()
         if now >= until:
-            del self._known[key]
+            del self.known[key]
             return None
         return [_later(usage, now - asked_at) for usage in usages]
 
     def note(self, key: Key, asked_at: float, usages: Sequence[Usage]) -> None:
         """Remember a denial that was asked for at ``asked_at``, at the latest until the store would admit."""
         wait = max(usage.retry_after for usage in usages)
-        if len(self._known) >= _MOST_DENIALS:
-            del self._known[next(iter(self._known))]
-        self._known[key] = (asked_at, asked_at + min(wait, _LONGEST_DENIAL), usages)
+        if len(self.known) >= _MOST_DENIALS:
+            del self.known[next(iter(self.known))]
+        self.known[key] = (asked_at, asked_at + min(wait, _LONGEST_DENIAL), usages)
 
     def forget(self, rule: str, subject: str) -> None:
         """Forget what was denied to a subject by a rule."""
-        gone = [key for key in self._known if (rule, subject) in _counts_of(key)]
+        gone = [key for key in self.known if (rule, subject) in _counts_of(key)]
         for key in gone:
-            del self._known[key]
+            del self.known[key]
 
 
 def _counts_of(key: Key) -> list[tuple[object, ...]]:

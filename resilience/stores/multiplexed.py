@@ -5,6 +5,8 @@ Facts
 - Commands of one turn of the event loop leave in one write.
 - One timer sweeps all deadlines. A command that is past its own fails alone; silence since it was sent means that the
   server is gone, and fails everything.
+- Waking from sleep takes longer than the answer of a Redis near by (ADR 14). So the loop is kept turning for a moment
+  behind a command that goes out alone; a server that does not answer in that moment is soon not waited for in this way.
 """
 
 import asyncio
@@ -22,6 +24,8 @@ from resilience.stores.connect import reason_of
 Answered = Callable[[Any], None]
 """Is told a reply, an error reply included, or the ``StoreUnavailableError`` that came in its stead."""
 
+_MOMENT = 100e-6  # Seconds that the loop is kept turning, at most.
+_SLEEPS = 100  # Lone commands for which it is not, after one whose answer took longer.
 _SHORTEST_SILENCE = 0.05  # Seconds; a command that had less than that left can't tell that the server is gone.
 
 
@@ -80,6 +84,8 @@ class Wire(asyncio.Protocol):
         self._deadlines: dict[float, deque[tuple[float, _Waiter]]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._sweeps_at = inf
+        self._awake_until = 0.0
+        self._sleeps = 0
         self.opened_at = self._heard_at = self._loop.time()
         # redis-py has opened the connection and said who we are; from here on the bytes come to us. Its stream is
         # kept, since one that is collected closes its transport, and the connection is told that it has none.
@@ -98,6 +104,7 @@ class Wire(asyncio.Protocol):
         """Send a command in its turn, on whose reply somebody waits."""
         if not self.waiting:
             self._transport.write(packed)  # nothing is under way, so nothing is won by waiting for company
+            self._stay_awake()
         else:
             if not self._buffer:
                 self._loop.call_soon(self._flush)
@@ -119,6 +126,21 @@ class Wire(asyncio.Protocol):
             self._sweeper.cancel()
         self._sweeps_at = deadline
         self._sweeper = self._loop.call_at(deadline, self._sweep, context=Context())
+
+    def _stay_awake(self) -> None:
+        if self._sleeps:
+            self._sleeps -= 1
+        elif not self._awake_until:
+            self._awake_until = self._loop.time() + _MOMENT
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        if self.waiting and self._loop.time() < self._awake_until:
+            self._loop.call_soon(self._turn)  # each turn looks at all sockets, and sleeps at none
+            return
+        if self._heard_at < self._awake_until - _MOMENT:
+            self._sleeps = _SLEEPS
+        self._awake_until = 0.0
 
     def _flush(self) -> None:
         self._transport.write(b"".join(self._buffer))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from time import monotonic
 from typing import Any, NoReturn
@@ -81,7 +81,7 @@ class RedisStore:
         """Take all that is wanted or nothing of it. See ``RateLimitStore``."""
         # No coroutine of its own: on a hot key that would be a tenth of what a call costs.
         key = key_of(wants)
-        if self._denials and (known := self._denials.find(key)) is not None:
+        if self._denials.known and (known := self._denials.find(key)) is not None:
             return answered_now(known)
         if self._nodes.clustered and len(wants) > 1:
             parts = subjects_of(wants)
@@ -148,9 +148,7 @@ class RedisStore:
 
     def _count_key(self, rule: str, subject: str, letter: str) -> str:
         # The subject in braces: in a cluster all rules of one subject are in one slot.
-        who = blake2b(subject.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
-        what = blake2b(rule.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-        return f"{self._prefix}:{{{who}}}:{letter}{what}"
+        return f"{self._prefix}:{{{_digest(subject, 12)}}}:{letter}{_digest(rule, 8)}"
 
     # -- idempotency
 
@@ -216,6 +214,11 @@ class RedisStore:
         if isinstance(reply, hiredis.ReplyError):
             _fail(reply, key)
         return reply
+
+
+@lru_cache(maxsize=10_000)
+def _digest(text: str, size: int) -> str:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).hexdigest()
 
 
 def _fail(error: Exception, key: str) -> NoReturn:

@@ -108,10 +108,10 @@ async def test_a_crowd_gathers_and_a_handful_of_it_does_not_wait_for_the_rest() 
     for _ in range(2):
         requests.merger.answered()
     requests.sent.clear()
-    calls = [requests.acquire(want()) for _ in range(40)]
-    assert [len(groups[0].futures) for groups in requests.sent] == [32]
+    calls = [requests.acquire(want()) for _ in range(56)]
+    assert [len(groups[0].futures) for groups in requests.sent] == [48]
     await asyncio.sleep(0)
-    assert [len(groups[0].futures) for groups in requests.sent] == [32, 8]
+    assert [len(groups[0].futures) for groups in requests.sent] == [48, 8]
     assert not any(call.done() for call in calls)
     await asyncio.sleep(0)
     for _ in range(2):
@@ -120,7 +120,7 @@ async def test_a_crowd_gathers_and_a_handful_of_it_does_not_wait_for_the_rest() 
     await asyncio.sleep(0)  # the last of a crowd gathers in vain; it tells that the crowd is gone
     requests.merger.answered()
     requests.acquire(want())
-    assert [len(groups[0].futures) for groups in requests.sent] == [32, 8, 1, 1]
+    assert [len(groups[0].futures) for groups in requests.sent] == [48, 8, 1, 1]
 
 
 async def test_a_request_holds_no_more_groups_than_it_may_and_all_are_sent() -> None:
