@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from resilience.decisions.readiness import HealthStatus, Phase
+from resilience.decisions.readiness import HealthChange, HealthStatus, Phase
 from resilience.errors import ConfigurationError
 from resilience.health import ComponentHealth, Found, HealthChecker, HealthReport
 from resilience.testing import ManualClock
@@ -356,3 +356,154 @@ def test_a_name_is_given_once() -> None:
     checker.add_check("db", returns(True))
     with pytest.raises(ConfigurationError, match="'db'"):
         checker.add_check("db", returns(False))
+
+
+async def test_a_failure_holds_a_shorter_time_than_a_success(clock: ManualClock) -> None:
+    checker, gate = HealthChecker(ttl=5.0, fail_ttl=1.0, clock=clock), Gate()
+    gate.opened.set()
+    found: list[Found] = [False]
+
+    async def check() -> Found:
+        gate.begun += 1
+        return found[0]
+
+    checker.add_check("db", check)
+    assert (await checker.run()).status is UNHEALTHY
+    found[0] = True
+    clock.advance(1.0)
+    assert (await checker.run()).status is HEALTHY
+    clock.advance(1.0)
+    await checker.run()
+    assert gate.begun == 2
+
+
+async def test_what_all_processes_share_degrades_and_never_takes_the_service_out() -> None:
+    checker = HealthChecker()
+    checker.add_check("redis", returns(False), scope="shared")
+    report = await checker.run()
+    assert report.status is DEGRADED
+    assert report.components["redis"].status is UNHEALTHY
+
+
+async def test_a_check_of_one_grpc_service_makes_that_one_unready_alone() -> None:
+    checker = HealthChecker()
+    checker.add_check("db", returns(True))
+    checker.add_check("ledger", returns(False), services=["pkg.Ledger"])
+    assert checker.services == {"pkg.Ledger"}
+    assert (await checker.run(service="pkg.Ledger")).status is UNHEALTHY
+    other = await checker.run(service="pkg.Other")
+    assert (other.status, list(other.components)) == (HEALTHY, ["db"])
+    whole = await checker.run()
+    assert (whole.status, list(whole.components)) == (DEGRADED, ["db", "ledger"])
+
+
+async def test_each_group_asks_its_own_checks_and_only_readiness_asks_for_the_phase() -> None:
+    checker = HealthChecker(phase="starting")
+    checker.add_check("loop", returns(False), groups=["live"])
+    checker.add_check("migrations", returns(True), groups=["startup", "ready"])
+    assert (await checker.run("live")).status is UNHEALTHY
+    assert [(await checker.run(group)).status for group in ("startup", "ready")] == [UNHEALTHY, UNHEALTHY]
+    checker.mark_ready()
+    assert [(await checker.run(group)).status for group in ("startup", "ready")] == [HEALTHY, HEALTHY]
+    checker.drain()
+    assert [(await checker.run(group)).status for group in ("startup", "ready")] == [HEALTHY, UNHEALTHY]
+
+
+async def test_a_component_that_flaps_is_told_once_it_stays(clock: ManualClock) -> None:
+    answers = iter([True, False, True, False, False, True, True])
+
+    async def check() -> Found:
+        return next(answers)
+
+    checker = HealthChecker(ttl=1.0, clock=clock)
+    checker.add_check("db", check, fail_after=2, ok_after=2)
+    told = []
+    for _ in range(7):
+        told.append((await checker.run()).components["db"].status)
+        clock.advance(1.0)
+    assert told == [HEALTHY, HEALTHY, HEALTHY, HEALTHY, UNHEALTHY, UNHEALTHY, HEALTHY]
+
+
+@pytest.mark.parametrize("threshold", ["fail_after", "ok_after"])
+def test_a_threshold_below_one_is_refused(threshold: str) -> None:
+    with pytest.raises(ConfigurationError, match="at least 1"):
+        HealthChecker().add_check("db", returns(True), **{threshold: 0})  # type: ignore[arg-type] # either of them
+
+
+async def test_turns_are_remembered_and_told_and_a_failing_listener_harms_nobody(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[HealthChange] = []
+    wakes: list[str] = []
+    checker = HealthChecker(ttl=1.0, clock=clock, wall=clock)
+
+    def fails(_change: HealthChange) -> None:
+        raise RuntimeError("x")
+
+    checker.on_change(fails)
+    checker.on_change(heard.append)
+    checker.subscribe(lambda: wakes.append("woken"))
+    answers = iter([True, False, False, True])
+
+    async def check() -> Found:
+        return ComponentHealth("db", HEALTHY if next(answers) else UNHEALTHY, message="password=hunter2")
+
+    checker.add_check("db", check)
+    for _ in range(4):
+        await checker.run()
+        clock.advance(1.0)
+    assert [(turn.name, turn.before, turn.after, turn.message) for turn in heard] == [
+        ("db", HEALTHY, UNHEALTHY, "password=***"),
+        ("db", UNHEALTHY, HEALTHY, "password=***"),
+    ]
+    assert checker.history() == heard
+    assert [turn.at for turn in heard] == [clock() - 3.0, clock() - 1.0]
+    assert len(wakes) == 2
+    assert "A listener to health changes failed" in caplog.text
+
+
+async def test_history_is_bounded(clock: ManualClock) -> None:
+    answers = iter([bool(n % 2) for n in range(120)])
+
+    async def check() -> Found:
+        return next(answers)
+
+    checker = HealthChecker(ttl=1.0, clock=clock)
+    checker.add_check("db", check)
+    for _ in range(120):
+        await checker.run()
+        clock.advance(1.0)
+    assert len(checker.history()) == 50
+
+
+@pytest.mark.parametrize("found", ["fine", 1, object(), {"status": "healthy"}])
+async def test_a_check_that_returns_nonsense_is_unhealthy_and_says_so(found: object) -> None:
+    checker = HealthChecker()
+    checker.add_check("db", returns(found))  # type: ignore[arg-type] # that is the point
+    report = await checker.run()
+    assert report.status is UNHEALTHY
+    assert report.components["db"].message == "The check returned neither health nor a truth"
+
+
+async def test_a_blocking_check_holds_up_no_other_and_not_the_loop() -> None:
+    release = threading.Event()
+    checker = HealthChecker(timeout=0.05)
+    checker.add_check("blocked", lambda: release.wait(5))
+    checker.add_check("fine", lambda: True)
+    try:
+        report = await checker.run()
+    finally:
+        release.set()
+    assert report.components["blocked"].message == "Timed out"
+    assert report.components["fine"].status is HEALTHY
+
+
+async def test_details_are_shown_only_where_they_are_asked_for() -> None:
+    secret = "s3cr3t"
+    checker = HealthChecker(token=secret)
+    checker.add_check("db", returns(ComponentHealth("db", HEALTHY, details={"pool": 7})))
+    report = await checker.run()
+    assert "pool" not in json.dumps(report.to_dict())
+    assert report.to_dict(details=True)["components"]["db"]["details"] == {"pool": 7}
+    assert [checker.authorizes(token) for token in (secret, secret[:-1], "", "ü", None)] == [True] + [False] * 4
+    assert not HealthChecker().authorizes("")
