@@ -1,8 +1,15 @@
 """The gRPC door: one resilience pipeline in front of any ``grpc.aio`` server."""
 
 from grpc_interceptors.client import client_interceptors
-from grpc_interceptors.health import HealthService, add_health
+from grpc_interceptors.health import HealthService, add_health, health_server
 from grpc_interceptors.interceptor import ResilienceInterceptor
 from grpc_interceptors.retry import retry_service_config
 
-__all__ = ["HealthService", "ResilienceInterceptor", "add_health", "client_interceptors", "retry_service_config"]
+__all__ = [
+    "HealthService",
+    "ResilienceInterceptor",
+    "add_health",
+    "client_interceptors",
+    "health_server",
+    "retry_service_config",
+]

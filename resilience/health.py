@@ -186,7 +186,8 @@ class HealthChecker:
 
     def _turned(self, change: HealthChange) -> None:
         level = logging.INFO if change.after is HealthStatus.HEALTHY else logging.WARNING
-        logger.log(level, "The component %r is %s: %s", change.name, change.after, change.message or "no word why")
+        why = f": {change.message}" if change.message else ""
+        logger.log(level, "The component %r is %s%s", change.name, change.after, why)
         for listener in self._listeners:
             try:
                 listener(change)

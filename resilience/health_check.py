@@ -110,11 +110,12 @@ class HealthCheck:
     async def _ask(self) -> ComponentHealth:
         started = self.clock()
         try:
-            if iscoroutinefunction(self.ask):
-                found: object = await self.ask()
+            call = getattr(self.ask, "__call__", None)  # noqa: B004 - its style is asked for, not whether there is one
+            if iscoroutinefunction(self.ask) or iscoroutinefunction(call):
+                answer: object = self.ask()
             else:
-                found = await asyncio.get_running_loop().run_in_executor(self.threads, self.ask)
-                found = await found if isawaitable(found) else found
+                answer = await asyncio.get_running_loop().run_in_executor(self.threads, self.ask)
+            found = await answer if isawaitable(answer) else answer
         except Exception as error:
             # Its text may hold a password or a host name: that is for the log, the class is for the probe.
             logger.warning("The health check %r failed", self.name, exc_info=True)

@@ -10,6 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from grpc_interceptors import add_health
+from grpc_interceptors.health import health_server
 from resilience import HealthChecker, MemoryStore, Pipeline, RateLimitPolicy
 from tests.integration.grpc_world import connected, make_server
 
@@ -166,3 +167,63 @@ async def test_one_watcher_that_leaves_does_not_trouble_another() -> None:
         checker.drain()
         assert (await stays.read()).status == NOT_SERVING
         assert await stays.read() is grpc.aio.EOF
+
+
+async def test_a_check_of_one_service_takes_that_one_out_alone() -> None:
+    checker = HealthChecker()
+    checker.add_check("ledger", lambda: False, services=["shop.v1.Ledger"])
+    async with probing(checker) as health:
+        answers = {name: (await health.Check(about(name))).status for name in ("", *SERVICES, "shop.v1.Ledger")}
+        listed = await health.List(health_pb2.HealthListRequest())
+    assert answers == {**dict.fromkeys(("", *SERVICES), SERVING), "shop.v1.Ledger": NOT_SERVING}
+    assert {name: one.status for name, one in listed.statuses.items()} == answers
+
+
+async def test_a_probe_may_ask_for_a_group_of_checks_by_its_name() -> None:
+    checker = HealthChecker(phase="starting")
+    checker.add_check("event_loop", lambda: True, groups=["live"])
+    seen = []
+    async with probing(checker) as health:
+        for step in (None, checker.mark_ready, checker.drain):
+            if step is not None:
+                step()
+            names = ("liveness", "startup", "readiness")
+            seen.append([(await health.Check(about(name))).status == SERVING for name in names])
+    assert seen == [[True, False, False], [True, True, True], [True, True, False]]
+
+
+@pytest.mark.parametrize(("services", "code"), [(99, StatusCode.OK), (100, StatusCode.RESOURCE_EXHAUSTED)])
+async def test_a_list_of_more_than_a_hundred_is_refused(services: int, code: StatusCode) -> None:
+    server = health_server(HealthChecker(), [f"shop.v1.S{n}" for n in range(services)])
+    async with connected(server) as channel:
+        call = health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
+        assert await call.code() is code
+
+
+async def test_the_health_port_answers_while_the_other_server_is_full() -> None:
+    checker = HealthChecker()
+    busy, entered, release = make_server_of_one(checker)
+    async with connected(busy) as channel, connected(health_server(checker)) as probes:
+        running = channel.unary_unary("/test.Slow/Go")(b"")
+        await entered.wait()
+        refused = health_pb2_grpc.HealthStub(channel).Check(about())
+        assert await refused.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert (await health_pb2_grpc.HealthStub(probes).Check(about())).status == SERVING
+        release.set()
+        assert await running == b""
+
+
+def make_server_of_one(checker: HealthChecker) -> tuple[grpc.aio.Server, asyncio.Event, asyncio.Event]:
+    """Return a server that takes one call at a time, and what tells that its handler runs, and lets it end."""
+    entered, release = asyncio.Event(), asyncio.Event()
+
+    async def go(_request: bytes, _context: Any) -> bytes:
+        entered.set()
+        await release.wait()
+        return b""
+
+    server = grpc.aio.server(maximum_concurrent_rpcs=1)
+    handler = grpc.unary_unary_rpc_method_handler(go)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Slow", {"Go": handler}),))
+    add_health(server, checker)
+    return server, entered, release

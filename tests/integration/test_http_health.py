@@ -7,6 +7,7 @@ from fastapi.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from http_middleware import ResilienceMiddleware, install
+from http_middleware.health import HealthApp
 from resilience import ComponentHealth, HealthChecker, HealthStatus, Pipeline
 from resilience.testing import ManualClock
 from tests.integration.http_driver import Wire, connect, http_scope, websocket_scope
@@ -217,3 +218,76 @@ async def test_a_probe_is_found_below_the_servers_root_path() -> None:
     answers = [await client.get(f"/api{path}") for path in PATHS]
 
     assert [(answer.status_code, answer.json()["version"]) for answer in answers] == [(200, "1.0.0")] * 4
+
+
+async def test_liveness_asks_the_checks_of_its_group_and_the_quick_path_none() -> None:
+    checker = checker_of()
+    checker.add_check("event_loop", lambda: False, groups=["live"])
+    client = connect(build(checker))
+
+    live, quick, ready = [await client.get(path) for path in ("/health/live", "/health", "/health/ready")]
+
+    assert (live.status_code, live.json()["components"]["event_loop"]["status"]) == (503, "unhealthy")
+    assert (quick.status_code, quick.json()) == (200, QUICK)
+    assert ready.status_code == 200
+
+
+async def test_an_unready_service_says_when_to_ask_again() -> None:
+    checker = checker_of(phase="starting")
+    client = connect(build(checker))
+
+    assert (await client.get("/health/ready")).headers["retry-after"] == "1"
+    checker.mark_ready()
+    assert "retry-after" not in (await client.get("/health/ready")).headers
+
+
+async def test_health_json_is_sent_to_those_who_accept_it() -> None:
+    checker = checker_of()
+    checker.add_check("database", connected)
+    checker.add_check("cache", lambda: False, critical=False)
+    client = connect(build(checker))
+
+    full, quick = [
+        await client.get(path, headers={"accept": "application/health+json, */*"})
+        for path in ("/health/ready", "/health")
+    ]
+
+    assert full.headers["content-type"] == "application/health+json"
+    assert full.json() == {
+        "status": "warn",
+        "version": "1.0.0",
+        "checks": {
+            "database": [{"status": "pass", "observedValue": 2.5, "observedUnit": "ms"}],
+            "cache": [{"status": "fail", "observedValue": 0.0, "observedUnit": "ms"}],
+        },
+    }
+    assert quick.json() == {"status": "pass", "version": "1.0.0"}
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/health+json"])
+async def test_details_and_history_are_for_the_bearer_of_the_token(accept: str) -> None:
+    secret = "t0ken"
+    checker = checker_of(token=secret)
+
+    async def pool() -> ComponentHealth:
+        return ComponentHealth("database", HealthStatus.DEGRADED, 1.0, "Busy", {"waiting": {7}})
+
+    checker.add_check("database", pool)
+    client = connect(build(checker))
+    tokens = [None, "Bearer t0ke", "Basic t0ken", "Bearer t0ken"]
+
+    answers = [
+        await client.get("/health/ready", headers={"accept": accept} | ({"authorization": token} if token else {}))
+        for token in tokens
+    ]
+
+    assert ["waiting" in answer.text for answer in answers] == [False, False, False, True]
+    assert ["history" in answer.json() for answer in answers] == [False, False, False, accept == "application/json"]
+
+
+async def test_a_port_of_its_own_answers_probes_and_nothing_else() -> None:
+    client = connect(HealthApp(checker_of()))
+
+    assert (await client.get("/health/ready")).status_code == 200
+    assert [(await client.get("/")).status_code, (await client.post("/health")).status_code] == [404, 404]
+    assert (await Wire().run(HealthApp(checker_of()), websocket_scope("/health"))).sent == []
