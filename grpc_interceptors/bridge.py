@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Executor, Future
 from contextlib import aclosing, nullcontext
 from contextvars import copy_context
 from functools import partial
-from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction
+from inspect import isasyncgenfunction, isawaitable, iscoroutine, iscoroutinefunction
 from threading import get_ident
 from time import monotonic
 from typing import Any
@@ -69,6 +69,7 @@ class Bridge:
         "_items",
         "_offered",
         "_owner",
+        "_unawaited",
         "context",
         "deadline",
         "ending",
@@ -95,6 +96,8 @@ class Bridge:
         self._errands: set[asyncio.Task[Any]] = set()
         self._items: asyncio.Queue[tuple[Any, Future[None]] | None] = asyncio.Queue()
         self._offered: Future[None] | None = None
+        # What the thread returned for the loop to await, which may have left meanwhile.
+        self._unawaited: Coroutine[Any, Any, Any] | None = None
         context.add_done_callback(self._leave)
         admission = running_admission()
         if admission is not None:
@@ -138,6 +141,8 @@ class Bridge:
         self.over = True
         if self._offered is not None:
             self._offered.cancel()
+        if self._unawaited is not None:
+            self._unawaited.close()
         for errand in self._errands:
             errand.cancel()
 
@@ -220,9 +225,14 @@ class Bridge:
     def _told(self, work: Callable[[], Any]) -> Outcome:
         # As a value: a future refuses StopIteration, and its RPC would hang.
         try:
-            return (None if self.over else work()), None
+            value = None if self.over else work()
         except BaseException as error:
             return None, error
+        if iscoroutine(value):
+            self._unawaited = value
+            if self.over:
+                value.close()
+        return value, None
 
     def _put(self, reply: Any) -> None:
         taken: Future[None] = Future()

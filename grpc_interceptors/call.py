@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
+from grpc_interceptors.incoming import Incoming
 from resilience.call import Call
 from resilience.errors import PayloadTooLargeError
 
@@ -40,7 +41,7 @@ def call_from_context(method: str, pairs: Pairs, peer: str, request: Any, *, str
         method: the full name, ``/pkg.Service/Method``; a registered one.
         pairs: the invocation metadata.
         peer: as ``ServicerContext.peer()`` tells it.
-        request: the message, or the iterator of a request stream.
+        request: the message, one to wait for, or the iterator of a request stream.
         streaming: True unless both sides send one message.
         safe: True where the method declares NO_SIDE_EFFECTS.
     """
@@ -66,6 +67,8 @@ def address_of(peer: str) -> str | None:
 
 
 async def _payload(request: Any, limit: int) -> bytes:
+    if isinstance(request, Incoming):
+        request = await request.message()
     # The wire's own bytes won't do: equal messages of two clients may order a map differently.
     serialize = getattr(request, "SerializeToString", None)
     data: bytes = serialize(deterministic=True) if serialize is not None else bytes(request)

@@ -3,7 +3,6 @@
 Source: google/rpc/error_details.proto and status.proto; AIP-193.
 """
 
-from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from math import inf
 from typing import Any
@@ -14,6 +13,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, QuotaFailure, Re
 from google.rpc.status_pb2 import Status
 
 from grpc_interceptors.context import STATUS_DETAILS
+from grpc_interceptors.room import MOST_BYTES, encoded, fit_limits, size
 from resilience import wire
 from resilience.admission import Admission
 from resilience.verdict import Reject
@@ -21,7 +21,6 @@ from resilience.verdict import Reject
 DOMAIN = "grpc-http-resilience"
 """Whose reasons these are, in each ``ErrorInfo``; stable, like the reasons themselves."""
 
-_MOST_BYTES = 1024  # Of all our trailers. From 8 KiB on grpc drops calls at random, and the handler's come on top.
 _KEY_REASONS = frozenset({wire.Reason.IDEMPOTENCY_KEY_MISSING, wire.Reason.IDEMPOTENCY_KEY_MALFORMED})
 
 
@@ -33,15 +32,18 @@ def reject_details(reject: Reject, admission: Admission) -> bytes:
       Unlike a pushback it is told however long it is.
     - ``QuotaFailure``: each rule that denied, by its name, while all trailers fit in 1 KB.
     - ``BadRequest`` where the key itself is at fault.
+
+    The lists of limits in the admission's metadata are cut to the room that these leave.
     """
     # Encodings of parts of one message, one after the other, encode the whole: what never changes is made once.
     told = _fixed(reject.reason, reject.message)
     wait = wire.pushback_ms(reject.reason, reject.retry_after, cap=inf)
     if wait is not None and wait > 0:
         told += _detail(RetryInfo(retry_delay=Duration(seconds=wait // 1000, nanos=wait % 1000 * 1_000_000)))
+    fixed = len(STATUS_DETAILS) + encoded(len(told))
+    fit_limits(admission, fixed)
     if reject.reason is wire.Reason.RATE_LIMITED:
-        taken = _size(admission.metadata) + len(STATUS_DETAILS) + _encoded(len(told))
-        told += _quota_failure(admission, _MOST_BYTES - taken)
+        told += _quota_failure(admission, MOST_BYTES - fixed - size(admission.metadata))
     return told
 
 
@@ -62,7 +64,7 @@ def _quota_failure(admission: Admission, room: int) -> bytes:
             )
         )
         more = _detail(QuotaFailure(violations=violations))
-        if _encoded(len(more)) > room:
+        if encoded(len(more)) > room:
             break
         kept = more
     return kept
@@ -83,12 +85,3 @@ def _detail(message: Any) -> bytes:
     packed.Pack(message)
     told: bytes = Status(details=[packed]).SerializeToString()
     return told
-
-
-def _size(trailers: Iterable[Sequence[str]]) -> int:
-    return sum(len(name) + len(value) for name, value in trailers)
-
-
-def _encoded(size: int) -> int:
-    # Binary trailers travel as base64. Source: "gRPC over HTTP2", Custom-Metadata.
-    return -(-size // 3) * 4

@@ -13,19 +13,23 @@ import grpc
 from google.protobuf import descriptor_pool
 
 from grpc_interceptors.method import Handler, Method
-from grpc_interceptors.serving import invocation, wrap
+from grpc_interceptors.options import MethodPolicies
+from grpc_interceptors.serving import invocation
+from grpc_interceptors.wrapping import wrap
 from resilience.errors import ConfigurationError
 from resilience.pipeline import Pipeline
 
 EXEMPT = frozenset(
     {
+        "envoy.service.ratelimit.v3.RateLimitService",
         "grpc.channelz.v1.Channelz",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     }
 )
-"""Services that no policy touches: who probes or debugs must get through, most of all when the service is busy."""
+"""Services that no policy touches: who probes or debugs must get through, most of all when the service is busy, and
+a gateway that asks for others has no quota of its own."""
 
 _MOST_METHODS = 4096  # A generic handler may answer any name, so the cache is bounded.
 
@@ -36,20 +40,32 @@ _THREADS = 32
 class ResilienceInterceptor(grpc.aio.ServerInterceptor):
     """Guards a ``grpc.aio`` server: ``grpc.aio.server(interceptors=[..., ResilienceInterceptor(pipeline)])``.
 
+    A method is also held to what its .proto declares beside it, with ``(resilience.v1.policy)``. Precedence, for limits
+    and for keys each on its own: the decorator at the handler, else that option; either adds to what the pipeline asks.
+
+    Import the ``_pb2`` modules of the services first: their options are checked here. Those of a module that is
+    imported later are checked at a method's first call; if they can't be honoured, its calls fail with INTERNAL.
+
     Args:
         pipeline: the policies.
         executor: where handlers that are plain functions run, one thread for each RPC; by default up to 32 threads.
+        before_body: ask the policies before the message of a unary request has come, so that a refused client need not
+            send it, and one that never sends it is counted all the same. A policy that looks into the payload waits
+            for it. To interceptors listed before this one, such a method takes a stream of requests.
 
     Raises:
-        ConfigurationError: a policy names a method that its service does not have.
+        ConfigurationError: a policy names a method that its service does not have, or a method's option can't be
+            honoured.
     """
 
-    def __init__(self, pipeline: Pipeline, executor: Executor | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, executor: Executor | None = None, *, before_body: bool = False) -> None:
         self._pipeline = pipeline
         self._executor = executor or ThreadPoolExecutor(_THREADS, "resilience-grpc")
+        self._before_body = before_body
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
         for operation in pipeline.operations():
             _verify(operation)
+        self._policies = MethodPolicies()
 
     def intercept_service(
         self,
@@ -83,7 +99,8 @@ class ResilienceInterceptor(grpc.aio.ServerInterceptor):
         known = self._wrapped.get(name)
         if known is not None and known[0] is handler:
             return known[1]
-        wrapped = wrap(Method.of(name, handler), handler, self._pipeline, self._executor)
+        method = Method.of(name, handler, self._policies)
+        wrapped = wrap(method, handler, self._pipeline, self._executor, before_body=self._before_body)
         if len(self._wrapped) < _MOST_METHODS:
             self._wrapped[name] = (handler, wrapped)
         return wrapped

@@ -8,6 +8,8 @@ import grpc
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import MethodOptions
 
+from grpc_interceptors.options import Beside, MethodPolicies
+
 if TYPE_CHECKING:
     Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
 else:
@@ -25,6 +27,7 @@ class Method:
         safe: True where the .proto declares ``idempotency_level = NO_SIDE_EFFECTS``.
         serialize: turns a reply into its bytes.
         parse: turns the bytes of a stored reply into what outer interceptors expect to see.
+        beside: the policies that the .proto declares beside it, or None.
     """
 
     name: str
@@ -33,11 +36,13 @@ class Method:
     safe: bool
     serialize: Callable[[Any], bytes]
     parse: Callable[[bytes], Any]
+    beside: Beside | None
 
     @classmethod
-    def of(cls, name: str, handler: Handler) -> "Method":
+    def of(cls, name: str, handler: Handler, policies: MethodPolicies) -> "Method":
         """Learn what the handler and, where it is loaded, the method's descriptor tell."""
         safe = False
+        beside: Beside | None = None
         parse: Callable[[bytes], Any] = bytes
         try:
             descriptor = descriptor_pool.Default().FindMethodByName(name[1:].replace("/", "."))
@@ -46,5 +51,7 @@ class Method:
         else:
             safe = descriptor.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
             parse = message_factory.GetMessageClass(descriptor.output_type).FromString
+            beside = policies.of(descriptor)
         streaming = bool(handler.request_streaming or handler.response_streaming)
-        return cls(name, streaming, bool(handler.request_streaming), safe, handler.response_serializer or bytes, parse)
+        serialize = handler.response_serializer or bytes
+        return cls(name, streaming, bool(handler.request_streaming), safe, serialize, parse, beside)

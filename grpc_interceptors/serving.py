@@ -1,28 +1,23 @@
-"""Floor 4: one RPC from its opening to its end, and the wrappers that keep each handler's own style.
-
-The style is kept because outer interceptors rely on it: a generator stays a generator, a coroutine a coroutine.
-"""
+"""Floor 4: one RPC from its opening to its end: admitted, run, told, settled."""
 
 import asyncio
 import logging
-from concurrent.futures import Executor
-from contextlib import aclosing
 from contextvars import ContextVar
-from inspect import isasyncgenfunction, iscoroutinefunction
 from time import monotonic
 from typing import Any, Self
 
 import grpc
 from grpc.aio import AbortError
 
-from grpc_interceptors.bridge import bridged
 from grpc_interceptors.call import Pairs, call_from_context
 from grpc_interceptors.context import GuardedContext
-from grpc_interceptors.method import Handler, Method
+from grpc_interceptors.incoming import Incoming, drain, let_leave
+from grpc_interceptors.malformed import Malformed, MalformedRequestError, undecodable
+from grpc_interceptors.method import Method
+from grpc_interceptors.options import Asked
 from grpc_interceptors.render import kept_trailers, render_error_reply, render_reject, replayed_trailers
+from grpc_interceptors.room import fit_limits
 from resilience import wire
-from resilience.admission import Refused
-from resilience.decorators import Declared, declared
 from resilience.errors import ResilienceError
 from resilience.pipeline import Pipeline
 from resilience.verdict import PROCEED, Outcome, Reject, Replay, Reply, Verdict
@@ -32,10 +27,10 @@ logger = logging.getLogger("resilience")
 invocation: ContextVar[Pairs | None] = ContextVar("resilience_invocation", default=None)
 """The running RPC's metadata, from the interceptor to the handler in one task; asking the context costs 5 us more."""
 
+_LONGEST = 366 * 86_400.0  # Seconds. What is over it is no deadline, and grpc's clients would take it for a past one.
+
 # From the handler to the serialiser of the same RPC, in one task.
 _serving: ContextVar["Serving | None"] = ContextVar("resilience_serving", default=None)
-
-_DRAIN_SECONDS, _DRAIN_MESSAGES = 0.1, 100
 
 
 class Serving:
@@ -44,27 +39,27 @@ class Serving:
     Args:
         method: the method called.
         pipeline: the policies.
-        request: the message or the iterator.
+        request: the message, the iterator, or a message to wait for once the call is admitted.
         context: the real servicer context.
-        known: what decorators declare at the handler, or None.
+        known: what is declared at the handler and beside the rpc, or None.
     """
 
-    __slots__ = ("_kept", "_known", "_method", "_pipeline", "_request", "_stored", "_told", "admission", "context")
+    __slots__ = ("_kept", "_known", "_method", "_pipeline", "_stored", "_told", "admission", "context", "request")
 
-    def __init__(self, method: Method, pipeline: Pipeline, request: Any, context: Any, known: Declared | None) -> None:
+    def __init__(self, method: Method, pipeline: Pipeline, request: Any, context: Any, known: Asked | None) -> None:
         pairs = invocation.get()
         if pairs is None:
             pairs = context.invocation_metadata()
         self._method = method
         self._pipeline = pipeline
-        self._request = request
+        self.request = request
         self.context = GuardedContext(context, pairs)
         call = call_from_context(
             method.name, pairs, self.context.peer(), request, streaming=method.streaming, safe=method.safe
         )
         self.admission = pipeline.admit(call)
         self.context.instead = self._insist_on_refusal
-        self._told = 0
+        self._told = (0, 0)
         self._kept = False
         self._known = known
         # The reply that is about to leave, and the bytes it must leave as: what is stored is what was sent.
@@ -75,7 +70,7 @@ class Serving:
         try:
             await self.admission.__aenter__()
             left = self.context.time_remaining()
-            if left is not None and self.admission.context:
+            if left is not None and left < _LONGEST and self.admission.context:
                 self.admission.context.set_deadline(monotonic() + left, monotonic)
             self.context.add_trailers(self.admission.metadata)
             verdict = self.admission.verdict
@@ -83,27 +78,39 @@ class Serving:
                 verdict = await self.admission.admit(self._pipeline.core)
             if verdict is PROCEED and self._known is not None:
                 verdict = await self._known.admit(self.admission)
-            self._told = len(self.admission.metadata)
-            self.context.tell()
+            self._tell()
             if isinstance(verdict, Reject):
                 if self._method.request_streaming:
-                    await drain(self._request)
+                    await drain(self.request)
                 await render_reject(verdict, self.admission, self.context)
+            if verdict is PROCEED:
+                await self._take_message()
         except BaseException as error:
             await self.__aexit__(type(error), error)
             raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if isinstance(error, grpc.aio.InternalError) and not self._kept:
+            try:
+                await let_leave()  # a write fails where the client has left
+            except asyncio.CancelledError as cancelled:
+                await self.admission.__aexit__(type(cancelled))
+                raise
         if kind is None:
-            if len(self.admission.metadata) != self._told:
-                self.context.tell()
+            if self._told != (len(self.admission.metadata), len(self.admission.limits)):
+                self._tell()
             await self._settle(self._ended())
             await self.admission.__aexit__(None)
             return
         leaked = isinstance(error, asyncio.CancelledError) and not _is_cancelled()
         accident = leaked or (isinstance(error, Exception) and not isinstance(error, AbortError))
-        if accident:
+        code, told = self.context.status or grpc.StatusCode.INTERNAL, "Internal error"
+        if isinstance(error, MalformedRequestError):
+            code, told = error.code, str(error)
+            fields = self.admission.context.log_fields()
+            logger.warning("%s was sent what it doesn't take: %s", self._method.name, told, extra=fields)
+        elif accident:
             logger.error("%s failed", self._method.name, exc_info=error, extra=self.admission.context.log_fields())
         if isinstance(self.admission.verdict, Reject):
             kind = None
@@ -112,8 +119,20 @@ class Serving:
         await self.admission.__aexit__(kind)
         if accident:
             # Exception text may hold anything; a CancelledError that leaked would leave the client without a status.
-            await self.context.refuse(self.context.status or grpc.StatusCode.INTERNAL, "Internal error")
+            fit_limits(self.admission)
+            await self.context.refuse(code, told)
         await self.context.send_held()
+
+    async def _take_message(self) -> None:
+        if isinstance(self.request, Incoming):
+            self.request = await self.request.message()
+        if isinstance(self.request, Malformed):
+            raise undecodable()
+
+    def _tell(self) -> None:
+        fit_limits(self.admission)
+        self._told = (len(self.admission.metadata), len(self.admission.limits))
+        self.context.tell()
 
     async def _settle(self, outcome: Outcome) -> None:
         if not self._kept:
@@ -125,21 +144,23 @@ class Serving:
         code = 0 if self.context.status is None else self.context.status.value[0]
         return Outcome("completed" if wire.is_final_grpc(code) else "failed")
 
-    def serialize(self, message: Any, serializer: Any) -> bytes:
+    def serialize(self, message: Any, serializer: Any, *, lone: bool) -> bytes:
         """Turn a reply into its bytes, for grpc; an error in it is told like any other of the handler."""
         if self._stored is not None and self._stored[0] is message:
             return self._stored[1]
         try:
-            data: bytes = message if serializer is None else serializer(message)
+            return _bytes_of(message, serializer)
         except Exception as error:
             fields = self.admission.context.log_fields()
             logger.exception("%s made a reply that can't be serialised", self._method.name, extra=fields)
             self.context.set_code(grpc.StatusCode.INTERNAL)
             self.context.set_details("Internal error")
+            if lone:
+                return b""  # grpc asks last for the bytes of a lone reply, and then for the status
             raise ResilienceError("Internal error") from error
-        return data
 
     async def _insist_on_refusal(self) -> None:
+        fit_limits(self.admission)
         # An interceptor further in, which maps exceptions to statuses, has caught a refusal.
         if isinstance(self.admission.verdict, Reject):
             await render_reject(self.admission.verdict, self.admission, self.context)
@@ -179,9 +200,9 @@ class Serving:
     async def _run(self, inner: Any) -> tuple[Any, bytes]:
         settle = self.admission.settle
         try:
-            message = await inner(self._request, self.context)
+            message = await inner(self.request, self.context)
             self.context.insist()
-            data = b"" if self.context.status is not None else self._method.serialize(message)
+            data = b"" if self.context.status is not None else _bytes_of(message, self._method.serialize)
         except AbortError:
             await settle(self._outcome(b""))
             raise
@@ -205,71 +226,26 @@ class Serving:
             logger.error("%s failed after its client left", self._method.name, exc_info=task.exception(), extra=fields)
 
 
-def wrap(method: Method, handler: Handler, pipeline: Pipeline, executor: Executor) -> Handler:
-    """Return ``handler`` behind ``pipeline``, of the same kind and style; a plain function runs in ``executor``."""
-    inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-    known = declared(inner)
-    if not (isasyncgenfunction(inner) or iscoroutinefunction(inner)):
-        inner = bridged(inner, executor, streams=bool(handler.response_streaming))
+def guarded(serializer: Any, *, lone: bool) -> Any:
+    """Return what grpc shall encode replies with, or their stored bytes; ``lone`` where there is but one."""
 
-    async def reply_once(request: Any, context: Any) -> Any:
-        async with Serving(method, pipeline, request, context, known) as serving:
-            if serving.admission.verdict is not PROCEED:
-                return await serving.answer(serving.admission.verdict)
-            try:
-                if serving.admission.capture:
-                    return await serving.keep(inner)
-                return await inner(request, serving.context)
-            except Refused as refused:
-                return await serving.answer(refused.verdict)
-
-    async def reply_many(request: Any, context: Any) -> Any:
-        async with (
-            Serving(method, pipeline, request, context, known) as serving,
-            aclosing(inner(request, serving.context)) as replies,
-        ):
-            try:
-                async for reply in replies:
-                    yield reply
-            except Refused as refused:
-                await serving.answer(refused.verdict)
-
-    guarded: Any = reply_many if isasyncgenfunction(inner) else reply_once
-    make: Any = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[bool(handler.request_streaming), bool(handler.response_streaming)]
-    guard: Handler = make(guarded, handler.request_deserializer, _guarded(handler.response_serializer))
-    return guard
-
-
-def _guarded(serializer: Any) -> Any:
     def serialize(message: Any) -> bytes:
         serving = _serving.get()
         if serving is not None:
-            return serving.serialize(message, serializer)
-        data: bytes = message if serializer is None else serializer(message)
-        return data
+            return serving.serialize(message, serializer, lone=lone)
+        return _bytes_of(message, serializer)
 
     return serialize
 
 
-async def drain(requests: Any) -> None:
-    """Read what a client still sends, for a moment.
-
-    The aio client of Python reports INTERNAL, without a trailer, where a stream is refused while it writes.
-    """
-    try:
-        async with asyncio.timeout(_DRAIN_SECONDS), aclosing(aiter(requests)) as rest:
-            seen = 0
-            async for _ in rest:
-                seen += 1
-                if seen == _DRAIN_MESSAGES:
-                    return
-    except TimeoutError:
-        return
+def _bytes_of(message: Any, serializer: Any) -> bytes:
+    if serializer is None or serializer is bytes:  # bytes(7) would be seven zeros
+        data = message.encode() if isinstance(message, str) else message  # as grpc does
+    else:
+        data = serializer(message)
+    if type(data) is not bytes:
+        raise TypeError(f"A reply must become bytes, not {type(data).__name__}")
+    return data
 
 
 def _is_cancelled() -> bool:

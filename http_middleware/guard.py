@@ -7,6 +7,7 @@ after authentication and validation, and a key that is held for the request alre
 import json
 import logging
 from asyncio import Lock
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 from fastapi import HTTPException, Request
@@ -19,6 +20,7 @@ from resilience.admission import Admission, Refused
 from resilience.decisions.idempotency import accept_key
 from resilience.errors import ConfigurationError
 from resilience.policies.idempotency import IdempotencyPolicy
+from resilience.policies.waiting import OnTwin
 from resilience.verdict import Outcome, Reject, Replay, Reply, Verdict
 from resilience.wire import Reason
 
@@ -59,13 +61,17 @@ class IdempotencyGuard:
         self._verdict: Verdict | None = None
         self._asking = Lock()
 
-    async def check(self) -> CheckResult:
+    async def check(self, *, in_progress: OnTwin | None = None) -> CheckResult:
         """Claim the key, in one step: of all requests with it, one is told to go on. Further calls change nothing.
+
+        Args:
+            in_progress: ``wait`` waits up to 30 seconds for a twin that runs, which is a duplicate's reply then; by
+                default that is refused at once.
 
         Raises:
             Refused: the request must not run, because the first is still running, for example. The door answers.
         """
-        verdict = await self._ask()
+        verdict = await self._ask(in_progress)
         if isinstance(verdict, Replay):
             return CheckResult(True, _content(verdict.reply.body), verdict.reply.code)
         return CheckResult(False)
@@ -117,17 +123,17 @@ class IdempotencyGuard:
         if self._admission.claimed and self._admission.done is None:
             await self._admission.settle(Outcome("failed"))
 
-    async def _ask(self) -> Verdict:
+    async def _ask(self, in_progress: OnTwin | None = None) -> Verdict:
         async with self._asking:
             if self._verdict is None:
-                self._verdict = await self._admit()
+                self._verdict = await self._admit(in_progress)
         if isinstance(self._verdict, Reject):
             _refuse(self._admission, self._verdict)
         return self._verdict
 
-    async def _admit(self) -> Verdict:
+    async def _admit(self, in_progress: OnTwin | None) -> Verdict:
         admission = self._admission
-        policy = admission.late(("guard",), IdempotencyPolicy)
+        policy = admission.late(("guard", in_progress), partial(IdempotencyPolicy, in_progress=in_progress))
         try:
             return await policy.admit(admission.call, admission)
         except ClientGoneError:

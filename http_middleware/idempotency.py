@@ -9,6 +9,7 @@ from http_middleware.configured import ConfiguredMiddleware
 from resilience.admission import Admission, Policy
 from resilience.call import Call
 from resilience.policies.idempotency import IdempotencyPolicy
+from resilience.policies.waiting import OnTwin
 from resilience.settings import Settings
 from resilience.stores.base import Store
 from resilience.verdict import PROCEED, Verdict
@@ -29,6 +30,8 @@ class IdempotencyMiddleware(ConfiguredMiddleware):
         redis_client: the application's own ``redis.asyncio`` client, which stays the application's to close. Without
             one, ``REDIS_URL`` says where replies are kept, or they are kept in memory.
         required: refuse requests without a key.
+        in_progress: ``wait`` keeps a request whose twin runs until the twin's reply is there, for at most ``max_wait``
+            seconds and no longer than its ``x-request-timeout-ms`` says; by default it is answered 409 at once.
         settings: in place of the environment.
 
     Raises:
@@ -41,11 +44,20 @@ class IdempotencyMiddleware(ConfiguredMiddleware):
         redis_client: "Redis | RedisCluster | None" = None,
         *,
         required: bool = False,
+        in_progress: OnTwin | None = None,
+        max_wait: float = 30.0,
         settings: Settings | None = None,
     ) -> None:
         def policies(store: Store, settings: Settings) -> Sequence[Policy]:
-            ttl, lease = settings.idempotency_ttl, settings.idempotency_lease
-            return [_Requests(IdempotencyPolicy(store, required=required, ttl=ttl, lease=lease))]
+            policy = IdempotencyPolicy(
+                store,
+                required=required,
+                ttl=settings.idempotency_ttl,
+                lease=settings.idempotency_lease,
+                in_progress=in_progress,
+                max_wait=max_wait,
+            )
+            return [_Requests(policy)]
 
         super().__init__(app, redis_client, settings, policies)
 

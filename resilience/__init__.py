@@ -35,6 +35,7 @@ from resilience.health import ComponentHealth, HealthChecker, HealthReport
 from resilience.logs import RequestContextFilter
 from resilience.pipeline import Pipeline
 from resilience.policies.idempotency import IdempotencyPolicy
+from resilience.policies.operation import RunningOperation, running_operation
 from resilience.policies.rate_limit import RateLimitPolicy
 from resilience.policies.request_context import RequestContextPolicy
 from resilience.policies.rule import Rule
@@ -75,6 +76,7 @@ __all__ = [
     "RequestContextPolicy",
     "ResilienceError",
     "Rule",
+    "RunningOperation",
     "Selective",
     "Store",
     "StoreUnavailableError",
@@ -94,5 +96,6 @@ __all__ = [
     "idempotent",
     "rate_limit",
     "restore_context",
+    "running_operation",
     "set_context_user",
 ]

@@ -66,6 +66,7 @@ class Admission:
         "late",
         "limits",
         "metadata",
+        "operation",
         "settled",
         "verdict",
     )
@@ -84,6 +85,8 @@ class Admission:
         """Which core policies, and which decorators', were asked; each once, however many stand in the way."""
         self.claimed: tuple[str, ...] = ()
         """The record keys that are held for the call, so that no second policy asks for them."""
+        self.operation: object | None = None
+        """What a handler may know of the keyed operation that it runs. See ``running_operation``."""
         self.done: Reply | None = None
         """The answer of an operation that its handler declared done: what is kept although the handler fails later."""
         self.from_thread: Callable[[Callable[[], Coroutine[Any, Any, Verdict]]], Verdict] | None = None
@@ -99,7 +102,8 @@ class Admission:
 
     def caller(self) -> str:
         """Name who the call is counted for, as known by now."""
-        return by_caller(self.call, self.context or get_request_context(), self._identify)
+        context = self.context if self.context is not _NOBODY else get_request_context()
+        return by_caller(self.call, context, self._identify)
 
     def open(self, context: RequestContext) -> None:
         """Make ``context`` the call's own, until the block is left."""
@@ -144,14 +148,19 @@ class Admission:
 
     async def __aenter__(self) -> Self:
         self._running = _running.set(self)
-        try:
-            await self.admit(self._edge)
-        except BaseException:
-            await self._leave(Outcome("failed"))
-            raise
+        if self._edge:
+            try:
+                await self.admit(self._edge)
+            except BaseException:
+                await self._leave(Outcome("failed"))
+                raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self._hooks and not self._handed_over:  # nearly every call: nobody is to be told
+            self.settled = True
+            self._close()
+            return
         if kind is None:
             ended: Outcome = _ENDED if isinstance(self.verdict, Proceed) else _REFUSED
         else:
@@ -160,18 +169,21 @@ class Admission:
 
     async def _leave(self, outcome: Outcome) -> None:
         try:
-            if not self._handed_over:
+            if not self._handed_over and not self.settled:
                 await self.settle(outcome)
         finally:
-            if self._token is not None:
-                close_context(self._token)
-                self._token = None
-            if self._running is not None:
-                try:
-                    _running.reset(self._running)
-                except ValueError:
-                    pass  # left in another Context, where there is nothing to restore
-                self._running = None
+            self._close()
+
+    def _close(self) -> None:
+        if self._token is not None:
+            close_context(self._token)
+            self._token = None
+        if self._running is not None:
+            try:
+                _running.reset(self._running)
+            except ValueError:
+                pass  # left in another Context, where there is nothing to restore
+            self._running = None
 
 
 _running: ContextVar[Admission | None] = ContextVar("resilience_admission", default=None)

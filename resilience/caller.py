@@ -1,11 +1,15 @@
 """Ground floor: who a call is counted for. Nothing a caller sends is used before it is bounded."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
 
 from resilience.call import Call
 from resilience.context import RequestContext
+
+# To read an address of IPv6 costs more than a whole limit. What is remembered is bounded in number and in length.
+_REMEMBERED, _LONGEST_REMEMBERED = 1024, 64
 
 Identify = Callable[[Call], str | None]
 """Finds the caller's identity in a call, or None where it shows none."""
@@ -54,6 +58,10 @@ def address_group(address: str) -> str:
     """
     if ":" not in address:
         return address[:64]
+    return _remembered(address) if len(address) <= _LONGEST_REMEMBERED else _group(address)
+
+
+def _group(address: str) -> str:
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:
@@ -63,3 +71,6 @@ def address_group(address: str) -> str:
     if parsed.ipv4_mapped is not None:
         return str(parsed.ipv4_mapped)
     return f"{IPv6Address(int(parsed) >> 64 << 64)}/64"
+
+
+_remembered = lru_cache(_REMEMBERED)(_group)

@@ -10,12 +10,14 @@ from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import Any, NamedTuple, TypeVar
 
 from resilience.admission import Admission, Policy, Refused, running_admission
+from resilience.call import Call
 from resilience.decisions.idempotency import Takeover
 from resilience.decisions.quota import Quota
 from resilience.errors import ConfigurationError
 from resilience.policies.idempotency import IdempotencyPolicy
 from resilience.policies.rate_limit import RateLimitPolicy
 from resilience.policies.rule import Key, OnOutage, Rule, caller
+from resilience.policies.waiting import OnTwin
 from resilience.stores.base import Store
 from resilience.verdict import PROCEED, Proceed, Verdict
 
@@ -39,18 +41,23 @@ class Declared(NamedTuple):
     keyed: Make | None = None
     key_required: bool = False
 
-    async def admit(self, admission: Admission) -> Verdict:
-        """Ask what is declared, once for a call: the limits in one step, then the key."""
+    async def admit(self, admission: Admission, *, in_thread: bool = False) -> Verdict:
+        """Ask what is declared, once for a call: the limits in one step, then the key.
+
+        Args:
+            in_thread: whether the handler has its thread by now, and would keep it while it waits for a twin.
+        """
         if any(asked is self for asked in admission.asked):
             return PROCEED
         admission.asked.append(self)
         operation = admission.call.operation
-        policies = []
+        policies: list[Policy] = []
         if self.limits:
             policies.append(admission.late((self.limits, operation), lambda store: self._limit(store, operation)))
         if self.keyed is not None:
             keyed = self.keyed
-            policies.append(admission.late((keyed, operation), lambda store: keyed(store, operation)))
+            policy = admission.late((keyed, operation), lambda store: keyed(store, operation))
+            policies.append(_AtOnce(policy) if in_thread and isinstance(policy, IdempotencyPolicy) else policy)
         return await admission.admit(policies)
 
     def _limit(self, store: Store, operation: str) -> Policy:
@@ -122,6 +129,8 @@ def idempotent(
     operation: str | None = None,
     lease: float = 30.0,
     takeover: Takeover = "reexecute",
+    in_progress: OnTwin | None = None,
+    max_wait: float = 30.0,
 ) -> Callable[[F], F]:
     """Run one handler at most once for each idempotency key: ``@idempotent(ttl=86400, require_key=True)``.
 
@@ -131,6 +140,9 @@ def idempotent(
         operation: one name for the same operation behind both doors. See ``IdempotencyPolicy``.
         lease: seconds until the key of a dead worker can be taken over.
         takeover: what happens to the key of a dead worker. See ``IdempotencyPolicy``.
+        in_progress: what a call does whose twin runs. See ``IdempotencyPolicy``. A plain function that is asked from
+            its thread, as FastAPI's are, never waits: twins that wait in threads would leave none to others.
+        max_wait: seconds that a call waits for its twin, at most.
 
     Raises:
         ConfigurationError: a value is out of range, or the handler streams its replies.
@@ -138,7 +150,14 @@ def idempotent(
 
     def make(store: Store, _operation: str) -> Policy:
         return IdempotencyPolicy(
-            store, operation=operation, required=require_key, ttl=ttl, lease=lease, takeover=takeover
+            store,
+            operation=operation,
+            required=require_key,
+            ttl=ttl,
+            lease=lease,
+            takeover=takeover,
+            in_progress=in_progress,
+            max_wait=max_wait,
         )
 
     def decorate(function: F) -> F:
@@ -149,6 +168,15 @@ def idempotent(
         return guarded
 
     return decorate
+
+
+class _AtOnce(NamedTuple):
+    """A policy that answers at once."""
+
+    policy: IdempotencyPolicy
+
+    async def admit(self, call: Call, admission: Admission) -> Verdict:
+        return await self.policy.admit(call, admission, may_wait=False)
 
 
 _DECLARED, _DECORATED = "__resilience_declared__", "__resilience_decorated__"
@@ -211,7 +239,7 @@ def _admit_from_thread(known: Declared) -> None:
         return
     if admission.from_thread is None:
         raise ConfigurationError(f"{known.function.__qualname__} is a plain function. Make it `async def`.")
-    let_pass(admission.from_thread(lambda: known.admit(admission)))
+    let_pass(admission.from_thread(lambda: known.admit(admission, in_thread=True)))
 
 
 def let_pass(verdict: Verdict) -> None:

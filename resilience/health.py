@@ -180,6 +180,8 @@ class HealthChecker:
         return "starting" if group == STARTUP and self.phase == "starting" else "ready"
 
     def _enter(self, phase: Phase) -> None:
+        if phase == self.phase:
+            return
         self.phase = phase
         logger.info("The service is %s", phase)
         self._wake()

@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(None, description="Where counts and records are kept; in memory if unset.")
     idempotency_ttl: float = Field(86_400.0, ge=1, description="How long replies are kept, in seconds.")
     idempotency_lease: float = Field(30.0, ge=1, description="After how long a dead worker's key is free, in seconds.")
+    health_drain_seconds: float = Field(5.0, ge=0, le=300, description="From unready to the stop, in seconds.")
+    health_token: SecretStr | None = Field(None, description="Who brings it to a probe sees details.")
 
     def store(self) -> Store:
         """Return the store that the settings name: Redis where there is a URL, else this process's memory.

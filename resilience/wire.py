@@ -127,7 +127,12 @@ def usage_field(usages: Sequence[tuple[str, Usage]]) -> str:
 
     Source: draft-ietf-httpapi-ratelimit-headers-11, 4.
     """
-    return ", ".join([f'"{name}";r={usage.remaining};t={ceil(usage.reset_after)}' for name, usage in usages])
+    return ", ".join([usage_item(name, usage) for name, usage in usages])
+
+
+def usage_item(name: str, usage: Usage) -> str:
+    """Render one member of ``usage_field``: all of it, where a call has one rule."""
+    return f'"{name}";r={usage.remaining};t={ceil(usage.reset_after)}'
 
 
 def whole_seconds(retry_after: float) -> int:

@@ -1,119 +1,66 @@
 """Serve the demo: one process, one event loop, both doors. Run it with ``./dev run``."""
 
 import asyncio
-import contextlib
 import os
-import signal
-import socket
 import sys
-from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Any
 
-import uvicorn
-
-from examples.payments.grpc_door import build_server
+from examples.payments.grpc_door import SERVICE, build_server, listen
 from examples.payments.guard import build_pipeline
 from examples.payments.http_door import build_app
 from examples.payments.logs import configure_logs
 from examples.payments.service import PaymentService
 from examples.payments.settings import PaymentsSettings
+from grpc_interceptors import health_server
+from http_middleware.server import UvicornServer
 from resilience import ConfigurationError, HealthChecker
+from resilience.lifecycle import Server, run
 
-HOST = "127.0.0.1"
 GRACE = 10.0  # Seconds that running work gets once the doors are closed.
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn, with the signals left to the process that also hosts gRPC, and a word when it serves."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.serving = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if not self.should_exit:
-            self.serving.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 async def serve(settings: PaymentsSettings) -> None:
     """Serve until SIGTERM or SIGINT, then finish what runs."""
     store = settings.store()
     pipeline = build_pipeline(settings, store)
-    checker = HealthChecker("1.0.0", "demo", phase="starting")
+    token = settings.health_token
+    checker = HealthChecker("1.0.0", "demo", phase="starting", token=token.get_secret_value() if token else None)
     service = PaymentService(settings.processing_seconds)
-
+    app = build_app(service, pipeline, checker)
+    http = UvicornServer(app, host=settings.host, port=settings.http_port, name="HTTP_PORT", log_config=None)
     grpc_server = build_server(service, pipeline, checker)
-    with _bind(settings.http_port) as http_socket:
-        app = build_app(service, pipeline, checker)
-        http_server = _HttpServer(
-            uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=int(GRACE))
-        )
-        try:
-            grpc_port = grpc_server.add_insecure_port(f"{HOST}:{settings.grpc_port}")
-        except RuntimeError:
-            raise ConfigurationError(f"GRPC_PORT: port {settings.grpc_port} is taken; choose another.") from None
-        await grpc_server.start()
-        http = asyncio.create_task(http_server.serve([http_socket]))
-        stopping = _stop_signal()
-        await _first(http, http_server.serving.wait())
-        if not http.done():
-            checker.mark_ready()
-            print(_greeting(http_socket.getsockname()[1], grpc_port), flush=True)  # noqa: T201 - for who started it
-            await _first(http, stopping.wait())
-        checker.drain()
-        await asyncio.sleep(settings.health_drain_seconds)
-        http_server.should_exit = True
-        await asyncio.gather(http, grpc_server.stop(GRACE))
-        await pipeline.drained(GRACE)
-        await store.aclose()
-        checker.stop()
-        if not http_server.serving.is_set():
-            raise ConfigurationError("The HTTP door did not start; the log above says why.")
-
-
-async def _first(task: asyncio.Task[None], other: Coroutine[Any, Any, bool]) -> None:
-    await asyncio.wait({task, asyncio.create_task(other)}, return_when=asyncio.FIRST_COMPLETED)
-
-
-def _bind(port: int) -> socket.socket:
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((HOST, port))
-    except OSError as error:
-        bound.close()
-        raise ConfigurationError(f"HTTP_PORT: port {port} can't be used ({error.strerror}); choose another.") from None
-    return bound
-
-
-def _stop_signal() -> asyncio.Event:
-    stopping = asyncio.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, stopping.set)
-    return stopping
+    grpc_port = listen(grpc_server, settings.host, settings.grpc_port, "GRPC_PORT")
+    servers: list[Server] = [grpc_server, http]
+    if settings.health_port is not None:
+        probes = health_server(checker, [SERVICE])
+        listen(probes, settings.host, settings.health_port, "HEALTH_PORT")
+        servers.append(probes)
+    await run(
+        *servers,
+        checker=checker,
+        pipeline=pipeline,
+        store=store,
+        delay=settings.health_drain_seconds,
+        grace=GRACE,
+        on_ready=lambda: print(_greeting(http.port, grpc_port), flush=True),  # noqa: T201 - for who started it
+    )
 
 
 def _greeting(http_port: int, grpc_port: int) -> str:
     python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
     post = '-H \'Content-Type: application/json\' -d \'{"amount": 100, "currency": "EUR"}\''
-    client = f"{python} -m examples.payments.client --target {HOST}:{grpc_port}"
+    client = f"{python} -m examples.payments.client --target 127.0.0.1:{grpc_port}"
     return f"""
-Payments on http://{HOST}:{http_port} (try /docs) and grpc://{HOST}:{grpc_port}. Stop it with Ctrl-C.
+Payments on http://127.0.0.1:{http_port} (try /docs) and grpc://127.0.0.1:{grpc_port}. Stop it with Ctrl-C.
 
 Take a payment over HTTP, twice; the second answer is the first, replayed:
-  curl -si http://{HOST}:{http_port}/api/payments -H 'Idempotency-Key: pay_1' {post}
+  curl -si http://127.0.0.1:{http_port}/api/payments -H 'Idempotency-Key: pay_1' {post}
 
 The same over gRPC:
   {client} create --amount 100 --currency EUR --key pay_2
 
 Is it up?
-  curl -s http://{HOST}:{http_port}/health/ready
+  curl -s http://127.0.0.1:{http_port}/health/ready
   {client} health
 """
 

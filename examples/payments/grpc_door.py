@@ -11,7 +11,7 @@ from examples.payments.service import InvalidPaymentError, PaymentService, Unkno
 from examples.payments.v1 import payments_pb2 as pb
 from examples.payments.v1 import payments_pb2_grpc
 from grpc_interceptors import ResilienceInterceptor, add_health
-from resilience import HealthChecker, Pipeline
+from resilience import ConfigurationError, HealthChecker, Pipeline
 
 SERVICE = pb.DESCRIPTOR.services_by_name["PaymentService"].full_name
 Context: TypeAlias = "grpc.aio.ServicerContext[object, object]"
@@ -70,3 +70,15 @@ def build_server(service: PaymentService, pipeline: Pipeline, checker: HealthChe
     add_health(server, checker, [SERVICE])
     reflection.enable_server_reflection([SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
     return server
+
+
+def listen(server: grpc.aio.Server, host: str, port: int, name: str) -> int:
+    """Have ``server`` listen without encryption; return the port.
+
+    Raises:
+        ConfigurationError: the port, which the setting ``name`` chose, can't be had.
+    """
+    try:
+        return server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    except RuntimeError:
+        raise ConfigurationError(f"{name}: port {port} can't be used; choose another.") from None

@@ -46,7 +46,7 @@ async def launch(log: Path, **environment: str) -> AsyncIterator[Launched]:
             "-m",
             "examples.payments",
             cwd=_ROOT,
-            env={**os.environ, "HTTP_PORT": "0", "GRPC_PORT": "0", **environment},
+            env={**os.environ, "HTTP_PORT": "0", "GRPC_PORT": "0", "HEALTH_DRAIN_SECONDS": "0", **environment},
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
         )

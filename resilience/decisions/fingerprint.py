@@ -1,8 +1,15 @@
 """Ground floor: what makes two payloads the same request."""
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from hashlib import sha256
+from operator import itemgetter
 from typing import Any
+from uuid import UUID
 
 from resilience.call import Protocol
 
@@ -46,3 +53,55 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         raise ValueError
     return members
+
+
+def fingerprint_of_values(values: Any) -> bytes:
+    """Return a SHA-256 over the values that an operation is called with, the same in every process.
+
+    Values of different types differ, and so do containers of the same parts cut otherwise; the order of a mapping's
+    members does not count.
+
+    Args:
+        values: text, bytes, numbers, truths, None, dates, UUIDs, enumerations; lists, tuples, mappings and dataclasses
+            of these; protobuf messages and pydantic models.
+
+    Raises:
+        TypeError: a value is of another type, whose text need not be the same in every process.
+    """
+    digest = sha256()
+    _feed(values, digest.update)
+    return digest.digest()
+
+
+def _feed(value: Any, feed: Callable[[bytes], None]) -> None:
+    if isinstance(value, Enum):
+        value = value.value
+    if type(value) in _PLAIN:
+        _feed_part(type(value).__name__, value if isinstance(value, bytes) else str(value).encode(*_ANY_TEXT), feed)
+    elif isinstance(value, list | tuple):
+        _feed_part("list", str(len(value)).encode(), feed)
+        for part in value:
+            _feed(part, feed)
+    elif isinstance(value, Mapping):
+        members = sorted(((fingerprint_of_values(name), part) for name, part in value.items()), key=itemgetter(0))
+        _feed_part("mapping", str(len(members)).encode(), feed)
+        for name, part in members:
+            feed(name)
+            _feed(part, feed)
+    elif is_dataclass(value) and not isinstance(value, type):
+        _feed({part.name: getattr(value, part.name) for part in fields(value)}, feed)
+    elif hasattr(value, "SerializeToString"):
+        _feed_part("message", value.SerializeToString(deterministic=True), feed)
+    elif hasattr(value, "model_dump"):
+        _feed(value.model_dump(), feed)
+    else:
+        raise TypeError(f"A {type(value).__name__} need not look the same in every process.")
+
+
+def _feed_part(kind: str, data: bytes, feed: Callable[[bytes], None]) -> None:
+    feed(f"{kind}:{len(data)}:".encode())
+    feed(data)
+
+
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None), Decimal, UUID, date, datetime, time, timedelta})
+_ANY_TEXT = ("utf-8", "surrogatepass")

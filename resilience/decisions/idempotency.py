@@ -1,15 +1,17 @@
-"""Ground floor: the life of one idempotency record, as decisions over values.
+"""Ground floor: keys, and what a command meets under one.
 
-    absent --claim--> in progress --complete--> completed --ttl--> absent
+    absent --claim--> in progress --complete--> completed --ttl--> absent, or expired --tombstone--> absent
                         |   ^ renew
                         |   +-- claim again once the lease is out: takeover, epoch + 1
                         +-- release --> absent
 
+The machine itself is the table of ``decisions.idempotency_table``; this reads it.
+
 Facts
 - A record outlives its lease: after a crash the fingerprint still guards the key, and the epoch tells the
   second owner that it is the second.
-- A claim, a completion and a renewal with the owner's own token succeed again: a command that a driver repeats
-  never meets itself.
+- A claim, a completion, a renewal and a resolution succeed again when they are repeated: a command that a driver
+  sends twice never meets itself.
 - A payload mismatch is told before everything else, during the first run and after it.
 """
 
@@ -22,6 +24,8 @@ from hashlib import sha256
 from typing import Literal
 from uuid import UUID
 
+from resilience.decisions.idempotency_record import Record, next_epoch, state_of
+from resilience.decisions.idempotency_table import Command, Row, find_row
 from resilience.verdict import Reply
 
 # Visible ASCII without the quote and the backslash that would need escapes.
@@ -84,27 +88,6 @@ def generate_idempotency_key(*parts: str | float | bool | bytes | Decimal | UUID
 Takeover = Literal["reexecute", "refuse"]
 
 
-@dataclass(slots=True)
-class Record:
-    """What a store keeps under one record key.
-
-    Args:
-        token: who owns it.
-        epoch: 1 for the first owner, one more for each takeover.
-        fingerprint: of the payload that the first owner brought.
-        lease_until: the instant after which the owner counts as gone; meaningless once ``done``.
-        done: whether it completed.
-        reply: the stored answer; None while in progress, or where the answer can't be shown again.
-    """
-
-    token: str
-    epoch: int
-    fingerprint: bytes
-    lease_until: float
-    done: bool = False
-    reply: Reply | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """The caller owns the key and must run the operation."""
@@ -136,7 +119,14 @@ class Abandoned:
     """Its owner vanished mid-way, and the policy is not to run it again."""
 
 
-Claim = Claimed | InProgress | Completed | Mismatched | Abandoned
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """It ran, so long ago that its answer is no longer kept; only the key is remembered."""
+
+
+Claim = Claimed | InProgress | Completed | Mismatched | Abandoned | Expired
+
+_MISMATCHED, _ABANDONED, _EXPIRED = Mismatched(), Abandoned(), Expired()
 
 
 def decide_claim(
@@ -145,41 +135,49 @@ def decide_claim(
     """Tell what a claim meets. On ``Claimed`` the store writes the record that ``claimed`` returns.
 
     Args:
-        record: what the store holds and has not expired, or None.
+        record: what the store holds and has not run out, or None.
         token: the claimant's, unique to this attempt of the call.
         takeover: what happens to a record whose lease is out.
         lease: seconds, only to cap the hint to a twin.
         now: seconds on the store's clock.
     """
     if record is None:
-        return Claimed(1)
-    if differs(record.fingerprint, fingerprint):
-        return Mismatched()
-    if record.done:
-        return Completed(record.reply)
-    if record.token == token:
-        return Claimed(record.epoch)
-    if now < record.lease_until:
-        return InProgress(min(record.lease_until - now, lease, LONGEST_HINT))
-    return Abandoned() if takeover == "refuse" else Claimed(record.epoch + 1)
+        return Claimed(next_epoch(find_row("claim", "absent"), None))
+    row = find_row(
+        "claim",
+        state_of(record, now),
+        owner=record.token == token,
+        same_payload=not differs(record.fingerprint, fingerprint),
+        takeover=takeover,
+    )
+    match row.answer:
+        case "claimed":
+            return Claimed(next_epoch(row, record))
+        case "in_progress":
+            return InProgress(min(record.lease_until - now, lease, LONGEST_HINT))
+        case "completed":
+            return Completed(record.reply)
+        case "mismatched":
+            return _MISMATCHED
+        case "expired":
+            return _EXPIRED
+        case _:
+            return _ABANDONED
 
 
-def claimed(token: str, epoch: int, fingerprint: bytes, lease: float, now: float) -> Record:
-    """Return the record of a claim that ``decide_claim`` granted."""
-    return Record(token, epoch, fingerprint, now + lease)
+def decide_step(command: Command, record: Record | None, token: str, now: float) -> Row:
+    """Tell what any other command meets: the fence against a stalled owner, and the bounds of an operator's power.
 
+    Args:
+        command: any but ``claim``.
+        record: what the store holds and has not run out, or None.
+        token: whose command it is; an operator's resolution has the token that ``resolution`` returns.
+        now: seconds on the store's clock.
 
-Step = Literal["complete", "renew", "release"]
-
-
-def may(step: Step, record: Record | None, token: str) -> bool:
-    """Tell whether the holder of ``token`` may take ``step`` on ``record``: the fence against a stalled owner.
-
-    A lost record (None) may still be completed, which restores it: better a late record than a second run.
+    Returns:
+        A row whose ``answer`` is ``yes`` or ``no``; where its ``then`` is None, nothing is to be written.
     """
-    if record is None:
-        return step == "complete"
-    return record.token == token and (not record.done or step == "complete")
+    return find_row(command, state_of(record, now), owner=record is not None and record.token == token)
 
 
 def differs(first: bytes, second: bytes) -> bool:

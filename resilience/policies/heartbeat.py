@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextvars import Context
 from typing import Protocol
 
@@ -33,13 +34,16 @@ class Heartbeat:
         self._store = store
         self._lease = lease
         self._ttl = ttl
-        self._held: dict[str, str] = {}
+        self._held: dict[str, tuple[str, Callable[[], None] | None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Task[None] | None = None
 
-    def hold(self, key: str, token: str) -> None:
+    def hold(self, key: str, token: str, lost: Callable[[], None] | None = None) -> None:
         """Start renewing ``key`` for the owner of ``token``.
+
+        Args:
+            lost: called once, if the lease is found to be the token's no longer.
 
         Raises:
             ConfigurationError: no event loop of asyncio is running.
@@ -51,7 +55,7 @@ class Heartbeat:
                 "Idempotency keys and concurrency limits renew their leases with asyncio, and nothing else here needs "
                 "it. Serve the application on an event loop of asyncio, or leave these two out."
             ) from None
-        self._held[token] = key
+        self._held[token] = key, lost
         if self._timer is None or self._loop is not loop:
             self._loop = loop
             self._schedule(loop)
@@ -65,13 +69,16 @@ class Heartbeat:
 
     async def beat(self) -> None:
         """Renew every held lease once. A store that is gone is tried again at the next beat."""
-        for token, key in list(self._held.items()):
+        for token, (key, lost) in list(self._held.items()):
             try:
                 renewed = await self._store.renew(key, token, lease=self._lease, ttl=self._ttl)
             except StoreUnavailableError as error:
                 logger.warning("Leases of running operations could not be renewed: %s", error)
                 return
-            if not renewed and self._held.pop(token, ""):
+            if not renewed and token in self._held:
+                del self._held[token]
+                if lost is not None:
+                    lost()
                 logger.warning("A running operation lost its idempotency lease; its reply will not be stored")
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:

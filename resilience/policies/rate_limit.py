@@ -13,7 +13,7 @@ from resilience.policies.outage import Outage
 from resilience.policies.permits import PermitHolder
 from resilience.policies.rule import OnOutage, Rule, Stage
 from resilience.policies.shadow import ShadowRule
-from resilience.policies.wants import wants_of
+from resilience.policies.wants import plain_wants, wants_of
 from resilience.stores.base import RateLimitStore, Want
 from resilience.stores.memory import MemoryStore
 from resilience.verdict import PROCEED, Reject, Verdict
@@ -66,6 +66,7 @@ class RateLimitPolicy:
         self._shadows = tuple(ShadowRule(store, rule) for rule in self.rules if rule.shadow)
         self._holders = [rule for rule in self._asked if not rule.tiered]
         self._permits = PermitHolder(store, self._holders)
+        self._plain = all(rule.plain for rule in self._asked)
         self._local: tuple[MemoryStore, PermitHolder] | None = None
         self._replicas = replicas
         self.on_outage: OnOutage = on_outage
@@ -79,7 +80,10 @@ class RateLimitPolicy:
     async def admit(self, call: Call, admission: Admission) -> Verdict:
         """Take what the call costs, or refuse it."""
         try:
-            wants = await wants_of(self._asked, call, admission, self._permits.token())
+            if self._plain:
+                wants = plain_wants(self._asked, call, admission, self._permits.token())
+            else:
+                wants = await wants_of(self._asked, call, admission, self._permits.token())
         except PayloadTooLargeError as error:
             return _too_large(error)
         if wants:
@@ -183,29 +187,38 @@ class RateLimitPolicy:
             # Another policy has told of its rules: what follows speaks for both.
             admission.metadata[:] = [pair for pair in admission.metadata if pair[0] not in _TOLD]
             field = None
-        for want, usage in zip(wants, usages, strict=True):
-            limits.append((want.rule, want.quota, usage))
+        if len(wants) == 1:  # nearly every call
+            ((rule, _, quota, _, _),), (usage,) = wants, usages
+            limits.append((rule, quota, usage))
+            allowed = usage.allowed
+        else:
+            limits += [(want.rule, want.quota, usage) for want, usage in zip(wants, usages, strict=True)]
+            allowed = all(usage.allowed for usage in usages)
         admission.metadata += _told(limits, field)
-        denied = [usage for usage in usages if not usage.allowed]
-        if not denied:
+        if allowed:
             if wants[0].token:
                 permits.hold(wants, admission)
             return PROCEED
-        retry_after = max(usage.retry_after for usage in denied)
+        retry_after = max(usage.retry_after for usage in usages if not usage.allowed)
         return Reject(Reason.RATE_LIMITED, "Too many requests", None if retry_after == inf else retry_after)
 
 
 def _told(limits: Sequence[tuple[str, Quota, Usage]], policy: str | None) -> tuple[tuple[str, str], ...]:
     """Return what a reply says of its limits; the classic three speak of the rule that is nearest to its end."""
-    tight = limits[0][2] if len(limits) == 1 else min((usage for _, _, usage in limits), key=_slack)
     if policy is None:
         policy = wire.policy_field([(name, quota) for name, quota, _ in limits])
+    if len(limits) == 1:  # nearly every call
+        name, _, tight = limits[0]
+        field = wire.usage_item(name, tight)
+    else:
+        tight = min((usage for _, _, usage in limits), key=_slack)
+        field = wire.usage_field([(name, usage) for name, _, usage in limits])
     return (
         (wire.LIMIT, str(tight.limit)),
         (wire.REMAINING, str(tight.remaining)),
         (wire.RESET, str(ceil(tight.reset_after))),
         (wire.RATELIMIT_POLICY, policy),
-        (wire.RATELIMIT, wire.usage_field([(name, usage) for name, _, usage in limits])),
+        (wire.RATELIMIT, field),
     )
 
 

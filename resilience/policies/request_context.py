@@ -59,19 +59,20 @@ class RequestContextPolicy:
         """Open the context. Always proceeds."""
         get = call.metadata.get
         request_id = "req_" + self._mint()
-        trace = accept_traceparent(get(wire.TRACEPARENT))
-        correlation_id = accept_id(get(wire.CORRELATION_ID)) or (trace.trace_id if trace else self._mint())
-        context = RequestContext(
-            request_id,
-            correlation_id,
-            parent_request_id=accept_id(get(wire.REQUEST_ID)),
-            protocol=call.protocol,
-        )
+        correlation_id = accept_id(get(wire.CORRELATION_ID))
+        sent = get(wire.TRACEPARENT)
+        trace = None if sent is None else accept_traceparent(sent)
+        if correlation_id is None:
+            correlation_id = self._mint() if trace is None else trace.trace_id
+        context = RequestContext(request_id, correlation_id)
+        context.protocol = call.protocol
+        # Most calls send none of the rest, and what is not there needs no look.
+        if (sent := get(wire.REQUEST_ID)) is not None:
+            context.parent_request_id = accept_id(sent)
         if trace is not None:
             context.traceparent = trace.traceparent
             context.tracestate = accept_tracestate(get(wire.TRACESTATE))
-        timeout = accept_timeout(get(wire.REQUEST_TIMEOUT))
-        if timeout is not None:
+        if (sent := get(wire.REQUEST_TIMEOUT)) is not None and (timeout := accept_timeout(sent)) is not None:
             context.set_deadline(self._clock() + timeout, self._clock)
         admission.open(context)
         admission.metadata += ((wire.REQUEST_ID, request_id), (wire.CORRELATION_ID, correlation_id))

@@ -118,6 +118,11 @@ class Rule:
             )
 
     @property
+    def plain(self) -> bool:
+        """Whether nothing that the rule says of a call is said by a function of the application's."""
+        return self.fixed is not None and self.key in (caller, address, everyone)
+
+    @property
     def tiered(self) -> bool:
         """Whether a function says the quota."""
         return not isinstance(self._quota, Quota)

@@ -11,6 +11,16 @@ from resilience.stores.base import Want
 _made = tuple.__new__  # half the time of calling a named tuple's class, once for each rule of each call
 
 
+def plain_wants(rules: Iterable[Rule], call: Call, admission: Admission, token: str) -> list[Want]:
+    """Return what ``wants_of`` does, at once: for rules that are all ``plain``."""
+    wants = []
+    for rule in rules:
+        terms = rule.fixed
+        if terms is not None and (rule.operations is None or call.operation in rule.operations):
+            wants.append(_made(Want, (rule.name, rule.key(call, admission), terms[0], terms[1], token)))
+    return wants
+
+
 async def wants_of(rules: Iterable[Rule], call: Call, admission: Admission, token: str) -> list[Want]:
     """Return a want for each rule, in order; none where the rule is for other operations, or the call is exempt.
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Sequence
 from typing import NamedTuple, Protocol
 
 from resilience.decisions.idempotency import Claim, Takeover
+from resilience.decisions.idempotency_record import Standing
 from resilience.decisions.quota import Quota, Usage
 from resilience.verdict import Reply
 
@@ -61,7 +62,10 @@ class RateLimitStore(Protocol):
 
 
 class IdempotencyStore(Protocol):
-    """Remembers which operations run and ran. Keys come from ``decisions.idempotency.record_key``."""
+    """Remembers which operations run and ran. Keys come from ``decisions.idempotency.record_key``.
+
+    What each command does in each state is the table of ``decisions.idempotency_table``.
+    """
 
     async def claim(
         self, key: str, token: str, fingerprint: bytes, *, lease: float, ttl: float, takeover: Takeover
@@ -80,15 +84,40 @@ class IdempotencyStore(Protocol):
         """Extend the owner's lease; False where the key is no longer the token's to renew."""
         ...
 
-    async def complete(self, key: str, token: str, fingerprint: bytes, reply: Reply | None, *, ttl: float) -> bool:
+    async def complete(
+        self, key: str, token: str, fingerprint: bytes, reply: Reply | None, *, ttl: float, tombstone: float = 0.0
+    ) -> bool:
         """Keep the answer for ``ttl`` seconds; ``reply`` is None where it can't be shown again.
 
         False where somebody else owns the key: their record stays. A lost record is restored.
+
+        Args:
+            tombstone: seconds for which the key is remembered after the ttl: a claim then meets ``Expired``.
         """
         ...
 
     async def release(self, key: str, token: str) -> bool:
         """Free the key so that a retry runs; False where it is not the token's to free."""
+        ...
+
+    async def inspect(self, key: str) -> Standing | None:
+        """Tell how the record stands, for an operator; None where there is none."""
+        ...
+
+    async def forget(self, key: str) -> bool:
+        """Free the key for good, for an operator; False where there is nothing, or a live owner has it.
+
+        The next claim is the first again, with epoch 1, whatever ran before.
+        """
+        ...
+
+    async def resolve(self, key: str, reply: Reply | None, *, ttl: float, tombstone: float = 0.0) -> bool:
+        """Answer for an owner that is gone, as an operator: the operation is done, with this reply.
+
+        The fingerprint stays and the epoch rises; the lost owner, should it come back, can no longer complete. True
+        also where the same answer was given before. False where there is nothing to answer for, a live owner has it, or
+        it was answered otherwise.
+        """
         ...
 
 

@@ -15,20 +15,17 @@ from time import monotonic, time
 
 from resilience.decisions import concurrency
 from resilience.decisions.algorithm import ALGORITHMS
-from resilience.decisions.idempotency import Claim, Claimed, Record, Takeover, claimed, decide_claim, may
 from resilience.decisions.quota import Quota, Usage
-from resilience.errors import ConfigurationError, StoreUnavailableError
+from resilience.errors import ConfigurationError
 from resilience.stores.base import Want, total_costs
-from resilience.verdict import Reply
+from resilience.stores.memory_records import MemoryRecords
 
 logger = logging.getLogger("resilience")
 
 _LOOKED_AT = 4  # Old entries that each new one looks at: expiry keeps pace with growth, at a flat cost.
-_LOOKED_AT_WHEN_FULL = 256
-_RECORD_BYTES = 600  # About what CPython spends on a record beside its reply's body.
 
 
-class MemoryStore:
+class MemoryStore(MemoryRecords):
     """Counts and records in this process's memory. Several processes each count alone.
 
     Args:
@@ -51,23 +48,17 @@ class MemoryStore:
         if max_subjects < 1 or max_record_bytes < 0:
             raise ConfigurationError("max_subjects must be at least 1, and max_record_bytes at least 0.")
         self._max_subjects = max_subjects
-        self._max_record_bytes = max_record_bytes
-        self._clock = clock or _steady_clock()
+        super().__init__(clock or _steady_clock(), max_record_bytes)
         _tell_workers()
-        # Both are ordered by when an entry was last looked at, so that a look takes from the front.
+        # Ordered by when an entry was last looked at, so that a look takes from the front.
         self._counts: dict[tuple[str, str], tuple[Quota, array[int]]] = {}
-        self._records: dict[str, tuple[float, Record]] = {}
         self._permits: dict[tuple[str, str], concurrency.Permits] = {}
-        self._record_bytes = 0
 
     async def acquire(self, wants: Sequence[Want]) -> Sequence[Usage]:
         """Take all that is wanted or nothing of it. See ``RateLimitStore``."""
         now = self._clock()
         if len(wants) == 1:  # nearly every call
-            usage = self._decide(wants[0], wants[0].cost, now)
-            if usage.allowed:
-                self._charge(wants[0], now)
-            return [usage]
+            return [self._take(wants[0], now)]
         usages = []
         denied = False
         for want, cost in zip(wants, total_costs(wants), strict=True):
@@ -92,6 +83,21 @@ class MemoryStore:
         """Forget what one subject used of one rule."""
         self._counts.pop((rule, subject), None)
         self._permits.pop((rule, subject), None)
+
+    def _take(self, want: Want, now: float) -> Usage:
+        rule, subject, quota, cost, _ = want
+        held = self._counts.get((rule, subject))
+        if held is None or held[0] is not quota or not cost:
+            usage = self._decide(want, cost, now)
+            if usage.allowed:
+                self._charge(want, now)
+            return usage
+        # Somebody seen before, under the same quota: what is held is found once for both halves.
+        functions = ALGORITHMS[quota.algorithm]
+        usage = functions.decide(held[1], quota, cost, now)
+        if usage.allowed:
+            functions.charge(held[1], quota, cost, now)
+        return usage
 
     def _decide(self, want: Want, cost: int, now: float) -> Usage:
         if want.quota.algorithm == "concurrency":
@@ -139,85 +145,8 @@ class MemoryStore:
         quota, state = self._counts[key]
         return ALGORITHMS[quota.algorithm].used_share(state, quota, now)
 
-    async def claim(
-        self, key: str, token: str, fingerprint: bytes, *, lease: float, ttl: float, takeover: Takeover
-    ) -> Claim:
-        """Ask to run the operation under ``key``. See ``IdempotencyStore``."""
-        now = self._clock()
-        record = self._find(key, now)
-        answer = decide_claim(record, token, fingerprint, takeover, lease, now)
-        if isinstance(answer, Claimed):
-            if record is None:
-                self._expire_records(now, _LOOKED_AT)
-                if self._record_bytes + _RECORD_BYTES > self._max_record_bytes:
-                    self._expire_records(now, _LOOKED_AT_WHEN_FULL)
-                if self._record_bytes + _RECORD_BYTES > self._max_record_bytes:
-                    raise StoreUnavailableError(
-                        f"The memory store holds {self._max_record_bytes} bytes of idempotency records, its bound. "
-                        "Raise max_record_bytes, shorten the ttl, or keep records in Redis."
-                    )
-            self._put(key, claimed(token, answer.epoch, fingerprint, lease, now), now + ttl)
-        return answer
-
-    async def renew(self, key: str, token: str, *, lease: float, ttl: float) -> bool:
-        """Extend the owner's lease. See ``IdempotencyStore``."""
-        now = self._clock()
-        record = self._find(key, now)
-        if record is None or not may("renew", record, token):
-            return False
-        record.lease_until = now + lease
-        self._put(key, record, now + ttl)
-        return True
-
-    async def complete(self, key: str, token: str, fingerprint: bytes, reply: Reply | None, *, ttl: float) -> bool:
-        """Keep the answer for ``ttl`` seconds. See ``IdempotencyStore``."""
-        now = self._clock()
-        record = self._find(key, now)
-        if not may("complete", record, token):
-            return False
-        epoch = record.epoch if record is not None else 1
-        room = self._max_record_bytes - self._record_bytes + (0 if record is None else _size(record) - _RECORD_BYTES)
-        kept = reply if reply is None or _weight(reply) <= room else None
-        self._put(key, Record(token, epoch, fingerprint, now, done=True, reply=kept), now + ttl)
-        return True
-
-    async def release(self, key: str, token: str) -> bool:
-        """Free the key so that a retry runs. See ``IdempotencyStore``."""
-        record = self._find(key, self._clock())
-        if record is None or not may("release", record, token):
-            return False
-        self._drop(key)
-        return True
-
     async def aclose(self) -> None:
         """Do nothing: there is nothing to let go of."""
-
-    def _find(self, key: str, now: float) -> Record | None:
-        held = self._records.get(key)
-        if held is None:
-            return None
-        if held[0] <= now:
-            self._drop(key)
-            return None
-        return held[1]
-
-    def _put(self, key: str, record: Record, expires_at: float) -> None:
-        self._drop(key)
-        self._records[key] = (expires_at, record)
-        self._record_bytes += _size(record)
-
-    def _drop(self, key: str) -> None:
-        held = self._records.pop(key, None)
-        if held is not None:
-            self._record_bytes -= _size(held[1])
-
-    def _expire_records(self, now: float, most: int) -> None:
-        for key in list(islice(self._records, most)):
-            expires_at, _ = held = self._records.pop(key)
-            if expires_at > now:
-                self._records[key] = held
-            else:
-                self._record_bytes -= _size(held[1])
 
 
 @cache
@@ -234,11 +163,3 @@ def _tell_workers() -> None:
 def _steady_clock() -> Callable[[], float]:
     origin = time() - monotonic()
     return lambda: origin + monotonic()
-
-
-def _size(record: Record) -> int:
-    return _RECORD_BYTES + (_weight(record.reply) if record.reply is not None else 0)
-
-
-def _weight(reply: Reply) -> int:
-    return len(reply.body) + sum(len(name) + len(value) + 100 for name, value in reply.metadata)

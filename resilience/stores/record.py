@@ -1,9 +1,13 @@
 """Floor 1: an idempotency record as bytes. One layout, read here and by the scripts in ``lua/``.
 
-    I | P or D | epoch 8 | lease in ms 4 | ttl in ms 8 | token 16 | length 1 | fingerprint | envelope
+    I | P or D | epoch 8 | span in ms 8 | life in ms 8 | token 16 | length 1 | fingerprint | envelope
 
-``P`` is in progress, ``D`` is done. The envelope of a done record is empty where the reply can't be shown again, else a
-line of JSON (version, protocol, code, metadata) and the body as it was sent.
+``P`` is in progress, ``D`` is done. Life is what the key's time to live was when this was written, so that what has
+gone of it is the record's age; span is how much of it the state lasts: the lease of one in progress, the ttl of one
+that is done. Where the life of a done one is longer than that, the rest is its tombstone.
+
+The envelope of a done record is empty where the reply can't be shown again, else a line of JSON (version, protocol,
+code, metadata, bytes of the body) and the body as it was sent.
 """
 
 import json
@@ -12,8 +16,8 @@ from typing import NamedTuple
 
 from resilience.verdict import Reply
 
-_HEAD = Struct(">c c Q I Q 16s B")
-_VERSION = 1
+_HEAD = Struct(">c c Q Q Q 16s B")
+_VERSION = 2
 
 
 class Stored(NamedTuple):
@@ -22,6 +26,8 @@ class Stored(NamedTuple):
     Args:
         done: whether it completed.
         epoch: of its owner.
+        span: seconds of lease, or of ttl if done.
+        life: seconds that the key had to live when it was written, at least ``span``.
         token: of its owner, 16 bytes.
         fingerprint: of the payload.
         reply: the kept answer, or None.
@@ -29,41 +35,59 @@ class Stored(NamedTuple):
 
     done: bool
     epoch: int
+    span: float
+    life: float
     token: bytes
     fingerprint: bytes
     reply: Reply | None
 
 
-def pack(*, done: bool, lease: float, ttl: float, token: bytes, fingerprint: bytes, reply: Reply | None) -> bytes:
-    """Return the bytes of a record of epoch 1."""
-    state = b"D" if done else b"P"
-    head = _HEAD.pack(b"I", state, 1, round(lease * 1000), round(ttl * 1000), token, len(fingerprint))
+def pack(
+    *,
+    done: bool,
+    token: bytes,
+    fingerprint: bytes,
+    ttl: float,
+    lease: float = 0.0,
+    tombstone: float = 0.0,
+    reply: Reply | None = None,
+) -> bytes:
+    """Return the bytes of a record of epoch 1: one with a lease, or a done one with a reply and a tombstone."""
+    state, span = (b"D", ttl) if done else (b"P", lease)
+    head = _HEAD.pack(b"I", state, 1, to_ms(span), to_ms(ttl + tombstone), token, len(fingerprint))
     return head + fingerprint + (b"" if reply is None else _envelope(reply))
 
 
+def to_ms(seconds: float) -> int:
+    """Return whole milliseconds: the record and the key's expiry must agree to each of them."""
+    return round(seconds * 1000)
+
+
 def unpack(raw: bytes) -> Stored | None:
-    """Read a record; None where the bytes are no record. An envelope of another version counts as not replayable."""
+    """Read a record; None where the bytes are no record.
+
+    An envelope of another version, or one that was cut short, counts as not replayable.
+    """
     if len(raw) < _HEAD.size or raw[:1] != b"I" or raw[1:2] not in (b"P", b"D"):
         return None
-    _, state, epoch, _, _, token, length = _HEAD.unpack_from(raw)
+    _, state, epoch, span, life, token, length = _HEAD.unpack_from(raw)
     envelope = _HEAD.size + length
     if len(raw) < envelope:
         return None
-    if len(raw) < envelope:
-        return None
-    return Stored(state == b"D", epoch, token, raw[_HEAD.size : envelope], _reply(raw[envelope:]))
+    reply = _reply(raw[envelope:])
+    return Stored(state == b"D", epoch, span / 1000, life / 1000, token, raw[_HEAD.size : envelope], reply)
 
 
 def _envelope(reply: Reply) -> bytes:
-    meta = json.dumps([_VERSION, reply.protocol, reply.code, reply.metadata], separators=(",", ":"))
-    return meta.encode() + b"\n" + reply.body
+    told = [_VERSION, reply.protocol, reply.code, reply.metadata, len(reply.body)]
+    return json.dumps(told, separators=(",", ":")).encode() + b"\n" + reply.body
 
 
 def _reply(envelope: bytes) -> Reply | None:
     meta, _, body = envelope.partition(b"\n")
     try:
-        version, protocol, code, metadata = json.loads(meta)
+        version, protocol, code, metadata, length = json.loads(meta)
         pairs = tuple((name, value) for name, value in metadata)
     except (ValueError, TypeError):
         return None
-    return Reply(protocol, code, pairs, body) if version == _VERSION else None
+    return Reply(protocol, code, pairs, body) if version == _VERSION and length == len(body) else None

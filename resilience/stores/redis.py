@@ -5,39 +5,27 @@ from collections.abc import Awaitable, Sequence
 from functools import lru_cache, partial
 from hashlib import blake2b
 from time import monotonic
-from typing import Any, NoReturn
+from typing import Any
 
 import hiredis
 from redis.asyncio import Redis, RedisCluster
 
-from resilience.decisions.idempotency import (
-    LONGEST_HINT,
-    Abandoned,
-    Claim,
-    Claimed,
-    Completed,
-    InProgress,
-    Mismatched,
-    Takeover,
-    differs,
-)
 from resilience.decisions.quota import Usage
-from resilience.errors import ConfigurationError, ForeignValueError, StoreUnavailableError
-from resilience.stores import record
+from resilience.errors import ConfigurationError, ForeignValueError
 from resilience.stores.base import Want
 from resilience.stores.cluster import ClusterNodes
 from resilience.stores.hot_keys import Denials, Group, Merger, answered_now, key_of
 from resilience.stores.link import Arguments
-from resilience.stores.nodes import Nodes, Script, SingleNode, code_of
+from resilience.stores.nodes import Nodes, Script, SingleNode
+from resilience.stores.redis_records import RedisRecords, fail
 from resilience.stores.rule_arguments import LETTERS, holder, rule_arguments
 from resilience.stores.scattered import acquire_scattered, subjects_of
-from resilience.verdict import Reply
 
 _PREFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MOST_GROUPS = 16  # Groups of rules in one script: the server works on one part while the next is on its way.
 
 
-class RedisStore:
+class RedisStore(RedisRecords):
     """Counts and records in Redis 6.2 or newer, or Valkey: one for all processes and hosts that share it.
 
     Args:
@@ -62,12 +50,10 @@ class RedisStore:
     ) -> None:
         if not _PREFIX.fullmatch(prefix):
             raise ConfigurationError("A prefix is 1 to 64 letters, digits, '.', '_' and '-'.")
-        self._prefix = f"{prefix}:v1"
+        super().__init__(f"{prefix}:v1", record_timeout)
         self._limit_timeout = limit_timeout
-        self._record_timeout = record_timeout
-        self._acquire, self._claim, self._renew, self._complete, self._release = scripts = [
-            Script(name) for name in ("acquire", "claim", "renew", "complete", "release")
-        ]
+        self._acquire = Script("acquire")
+        scripts = [self._acquire, *self._scripts]
         client = _client(source)
         self._nodes: Nodes = (
             ClusterNodes(client, scripts) if isinstance(client, RedisCluster) else SingleNode(client, scripts)
@@ -125,7 +111,7 @@ class RedisStore:
         self._merger.answered()
         try:
             if isinstance(reply, Exception):
-                _fail(reply, key)
+                fail(reply, key)
             self._share(groups, reply)
         except Exception as error:  # whatever it is, nobody is left waiting
             for group in groups:
@@ -150,84 +136,14 @@ class RedisStore:
         # The subject in braces: in a cluster all rules of one subject are in one slot.
         return f"{self._prefix}:{{{_digest(subject, 12)}}}:{letter}{_digest(rule, 8)}"
 
-    # -- idempotency
-
-    async def claim(
-        self, key: str, token: str, fingerprint: bytes, *, lease: float, ttl: float, takeover: Takeover
-    ) -> Claim:
-        """Ask to run the operation under ``key``. See ``IdempotencyStore``."""
-        until = monotonic() + self._record_timeout
-        name, owner = self._record_key(key), _token(token)
-        fresh = record.pack(done=False, lease=lease, ttl=ttl, token=owner, fingerprint=fingerprint, reply=None)
-        ttl_ms = round(ttl * 1000)
-        if self._nodes.native_claim:
-            raw = await self._call(name, ("SET", name, fresh, "NX", "GET", "PX", ttl_ms), self._record_timeout)
-            if raw is None:
-                return Claimed(1)
-            stored = _read(raw, name)
-            if differs(stored.fingerprint, fingerprint):
-                return Mismatched()
-            if stored.done:
-                return Completed(stored.reply)
-            # Somebody runs it, or has died of it, or asks again: only the server's clock can tell.
-        arguments = (owner, fingerprint, takeover, fresh, ttl_ms)
-        kind, *rest = await self._run(self._claim, [name], arguments, until - monotonic())
-        return _answer(kind, rest, lease, name)
-
-    async def renew(self, key: str, token: str, *, lease: float, ttl: float) -> bool:
-        """Extend the owner's lease. See ``IdempotencyStore``."""
-        arguments = (_token(token), round(lease * 1000), round(ttl * 1000))
-        return bool(await self._run(self._renew, [self._record_key(key)], arguments, self._record_timeout))
-
-    async def complete(self, key: str, token: str, fingerprint: bytes, reply: Reply | None, *, ttl: float) -> bool:
-        """Keep the answer for ``ttl`` seconds. See ``IdempotencyStore``."""
-        owner = _token(token)
-        done = record.pack(done=True, lease=0, ttl=ttl, token=owner, fingerprint=fingerprint, reply=reply)
-        arguments = (owner, done, round(ttl * 1000))
-        return bool(await self._run(self._complete, [self._record_key(key)], arguments, self._record_timeout))
-
-    async def release(self, key: str, token: str) -> bool:
-        """Free the key so that a retry runs. See ``IdempotencyStore``."""
-        return bool(await self._run(self._release, [self._record_key(key)], (_token(token),), self._record_timeout))
-
-    def _record_key(self, key: str) -> str:
-        return f"{self._prefix}:{{{key}}}:I"
-
-    # -- the wire
-
     async def aclose(self) -> None:
         """Close every connection. Later calls are refused."""
         await self._nodes.aclose()
-
-    async def _run(self, script: Script, keys: list[str], arguments: Arguments, timeout: float) -> Any:  # noqa: ASYNC109
-        until = monotonic() + timeout
-        rest = (len(keys), *keys, *arguments)
-        reply = await self._nodes.send(keys[0], ("EVALSHA", script.digest, *rest), timeout)
-        if isinstance(reply, hiredis.ReplyError):
-            if str(reply).startswith("NOSCRIPT"):
-                return await self._call(keys[0], ("EVAL", script.source, *rest), until - monotonic())
-            _fail(reply, keys[0])
-        return reply
-
-    async def _call(self, key: str, arguments: Arguments, timeout: float) -> Any:  # noqa: ASYNC109
-        reply = await self._nodes.send(key, arguments, timeout)
-        if isinstance(reply, hiredis.ReplyError):
-            _fail(reply, key)
-        return reply
 
 
 @lru_cache(maxsize=10_000)
 def _digest(text: str, size: int) -> str:
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).hexdigest()
-
-
-def _fail(error: Exception, key: str) -> NoReturn:
-    if not isinstance(error, hiredis.ReplyError):
-        raise error
-    code = code_of(error)
-    if code in ("FOREIGN", "WRONGTYPE"):
-        raise ForeignValueError(key)
-    raise StoreUnavailableError(f"The store refused a command: {code}.")
 
 
 def _client(source: "str | Redis | RedisCluster") -> "Redis | RedisCluster":
@@ -244,28 +160,3 @@ def _client(source: "str | Redis | RedisCluster") -> "Redis | RedisCluster":
             "The Redis URL is malformed. Write redis://[user:password@]host[:port][/db], with rediss:// for TLS, "
             "redis+cluster:// for a cluster or unix:///path; percent-encode a password's special characters."
         ) from None
-
-
-def _token(token: str) -> bytes:
-    return blake2b(token.encode(), digest_size=16).digest()
-
-
-def _read(raw: bytes, key: str) -> record.Stored:
-    stored = record.unpack(raw)
-    if stored is None:
-        raise ForeignValueError(key)
-    return stored
-
-
-def _answer(kind: bytes, rest: list[Any], lease: float, key: str) -> Claim:
-    match kind:
-        case b"claimed":
-            return Claimed(rest[0])
-        case b"in_progress":
-            return InProgress(min(rest[0] / 1000, lease, LONGEST_HINT))
-        case b"completed":
-            return Completed(_read(rest[0], key).reply)
-        case b"mismatched":
-            return Mismatched()
-        case _:
-            return Abandoned()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from resilience.decisions.idempotency import Claim, Takeover
+from resilience.decisions.idempotency_record import Standing
 from resilience.decisions.quota import Usage
 from resilience.errors import StoreUnavailableError
 from resilience.stores.base import Store, Want
@@ -43,13 +44,27 @@ class FaultyStore:
         """See ``IdempotencyStore``."""
         return await self._reach().renew(key, token, lease=lease, ttl=ttl)
 
-    async def complete(self, key: str, token: str, fingerprint: bytes, reply: Reply | None, *, ttl: float) -> bool:
+    async def complete(
+        self, key: str, token: str, fingerprint: bytes, reply: Reply | None, *, ttl: float, tombstone: float = 0.0
+    ) -> bool:
         """See ``IdempotencyStore``."""
-        return await self._reach().complete(key, token, fingerprint, reply, ttl=ttl)
+        return await self._reach().complete(key, token, fingerprint, reply, ttl=ttl, tombstone=tombstone)
 
     async def release(self, key: str, token: str) -> bool:
         """See ``IdempotencyStore``."""
         return await self._reach().release(key, token)
+
+    async def inspect(self, key: str) -> Standing | None:
+        """See ``IdempotencyStore``."""
+        return await self._reach().inspect(key)
+
+    async def forget(self, key: str) -> bool:
+        """See ``IdempotencyStore``."""
+        return await self._reach().forget(key)
+
+    async def resolve(self, key: str, reply: Reply | None, *, ttl: float, tombstone: float = 0.0) -> bool:
+        """See ``IdempotencyStore``."""
+        return await self._reach().resolve(key, reply, ttl=ttl, tombstone=tombstone)
 
     async def aclose(self) -> None:
         """Close the store behind."""

@@ -239,9 +239,9 @@ async def test_every_row_of_the_table_is_rendered(reason: Reason, stage: str, do
         assert answer.metadata.get(wire.RETRY_PUSHBACK) == expected
 
 
-async def test_a_twin_in_flight_is_told_to_wait(door: HttpDoor | GrpcDoor) -> None:
-    work = Work()
-    async with asyncio.timeout(10), door.client(Pipeline(keyed(FaultyStore(MemoryStore()))), work) as send:
+async def test_a_twin_in_flight_is_told_when_to_come_back_where_so_declared(door: HttpDoor | GrpcDoor) -> None:
+    work, policy = Work(), IdempotencyPolicy(MemoryStore(), in_progress="reject")
+    async with asyncio.timeout(10), door.client(Pipeline([policy]), work) as send:
         first = send(b"wait", KEY)
         await work.running.wait()
         twin = await send(b"wait", KEY)
@@ -250,6 +250,31 @@ async def test_a_twin_in_flight_is_told_to_wait(door: HttpDoor | GrpcDoor) -> No
     assert twin.code == door.reason_code(Reason.IDEMPOTENCY_IN_PROGRESS)
     assert wire.RETRY_AFTER in twin.metadata
     assert work.runs == 1
+
+
+async def test_a_twin_in_flight_waits_for_the_reply_where_so_declared(door: HttpDoor | GrpcDoor) -> None:
+    work, policy = Work(), IdempotencyPolicy(MemoryStore(), in_progress="wait")
+    async with asyncio.timeout(10), door.client(Pipeline([policy]), work) as send:
+        first = send(b"wait", KEY)
+        await work.running.wait()
+        twins = [send(b"wait", KEY) for _ in range(5)]
+        work.gate.set()
+        answers = [await task for task in (first, *twins)]
+    assert {(answer.code, answer.body) for answer in answers} == {(door.fine, b"done ")}
+    assert [answer.metadata.get(wire.REPLAYED) for answer in answers] == [None] + ["true"] * 5
+    assert work.runs == 1
+
+
+async def test_a_wait_that_is_over_ends_as_if_there_had_been_none(door: HttpDoor | GrpcDoor) -> None:
+    work, policy = Work(), IdempotencyPolicy(MemoryStore(), in_progress="wait", max_wait=0.01)
+    async with asyncio.timeout(10), door.client(Pipeline([policy]), work) as send:
+        first = send(b"wait", KEY)
+        await work.running.wait()
+        twin = await send(b"wait", KEY)
+        work.gate.set()
+        await first
+    assert twin.code == door.reason_code(Reason.IDEMPOTENCY_IN_PROGRESS)
+    assert wire.RETRY_AFTER in twin.metadata
 
 
 async def test_an_abandoned_operation_is_refused_where_so_declared(door: HttpDoor | GrpcDoor) -> None:

@@ -65,7 +65,7 @@ async def test_another_payload_under_one_key_is_refused_and_never_runs() -> None
 
 async def test_a_twin_in_flight_is_aborted_with_a_pushback_and_later_gets_the_reply() -> None:
     act = Waits()
-    async with serving(unary(act), policy()) as channel:
+    async with serving(unary(act), policy(in_progress="reject")) as channel:
         first = start(channel, GO, "unary_unary", KEY)
         await act.entered.wait()
         twin = await ask(channel, GO, "unary_unary", KEY)
@@ -79,7 +79,7 @@ async def test_a_twin_in_flight_is_aborted_with_a_pushback_and_later_gets_the_re
 
 async def test_a_twin_that_retries_as_told_gets_the_reply() -> None:
     act, witness = Waits(), Witness()
-    pipeline = Pipeline([witness, policy(lease=1)])
+    pipeline = Pipeline([witness, policy(lease=1, in_progress="reject")])
     async with connected(make_server(pipeline, {GO: unary(act)}), retries("ABORTED")) as channel:
         first = start(channel, GO, "unary_unary", KEY)
         await act.entered.wait()
@@ -161,14 +161,14 @@ async def test_one_key_on_two_methods_is_two_operations() -> None:
     assert [end.replies for end in ends] == [[b"run 1"], [b"run 2"]]
 
 
-async def test_fifty_twins_at_once_run_once_and_each_gets_the_reply_or_is_told_to_wait() -> None:
+async def test_fifty_twins_at_once_run_once_and_each_gets_the_reply_or_is_told_when_to_come_back() -> None:
     act = Waits()
 
     async def release() -> None:
         await act.entered.wait()
         act.gate.set()
 
-    async with serving(unary(act), policy()) as channel:
+    async with serving(unary(act), policy(in_progress="reject")) as channel:
         releasing = asyncio.create_task(release())
         ends = await asyncio.gather(*(ask(channel, GO, "unary_unary", KEY) for _ in range(50)))
         await releasing

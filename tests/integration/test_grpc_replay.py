@@ -25,7 +25,7 @@ def theirs(end: Told) -> list[Pair]:
 
 async def twice(act: Act) -> tuple[Told, Told]:
     """Send one keyed request, and then its retry."""
-    async with serving(unary(act), IdempotencyPolicy(MemoryStore())) as channel:
+    async with serving(unary(act), IdempotencyPolicy(MemoryStore(), in_progress="reject")) as channel:
         return await ask(channel, GO, "unary_unary", KEY), await ask(channel, GO, "unary_unary", KEY)
 
 
@@ -131,10 +131,12 @@ class SlowStore(MemoryStore):
         super().__init__()
         self.asked, self.gate = asyncio.Event(), asyncio.Event()
 
-    async def complete(self, key: str, token: str, fingerprint: bytes, reply: Reply | None, *, ttl: float) -> bool:
+    async def complete(
+        self, key: str, token: str, fingerprint: bytes, reply: Reply | None, *, ttl: float, tombstone: float = 0.0
+    ) -> bool:
         self.asked.set()
         await self.gate.wait()
-        return await super().complete(key, token, fingerprint, reply, ttl=ttl)
+        return await super().complete(key, token, fingerprint, reply, ttl=ttl, tombstone=tombstone)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ class SlowStore(MemoryStore):
 )
 async def test_an_answer_leaves_once_it_is_stored_and_not_before(act: Act, code: grpc.StatusCode) -> None:
     store = SlowStore()
-    async with serving(unary(act), IdempotencyPolicy(store)) as channel:
+    async with serving(unary(act), IdempotencyPolicy(store, in_progress="reject")) as channel:
         call = start(channel, GO, "unary_unary", KEY)
         await store.asked.wait()
         twin = await ask(channel, GO, "unary_unary", KEY)

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from resilience import IdempotencyPolicy, MemoryStore, Pipeline, get_correlation_id, get_request_id
+from resilience.policies.waiting import OnTwin
 from tests.integration.grpc_world import (
     GO,
     SECRET,
@@ -90,8 +91,12 @@ async def test_a_client_whose_deadline_passes_finds_the_reply_on_its_retry_and_t
     assert (end.replies, act.runs, act.cut.is_set()) == ([b"done"], 1, False)
 
 
-async def test_a_retry_that_comes_while_the_handler_survives_is_told_to_wait() -> None:
-    act, pipeline, over = Waits(), keyed(), asyncio.Event()
+@pytest.mark.parametrize("in_progress", ["reject", "wait"])
+async def test_a_retry_that_comes_while_the_handler_survives_is_told_when_to_come_back_or_waits(
+    in_progress: OnTwin,
+) -> None:
+    act, over = Waits(), asyncio.Event()
+    pipeline = Pipeline([IdempotencyPolicy(MemoryStore(), in_progress=in_progress)])
 
     async def first(context: Any) -> bytes:
         context.add_done_callback(lambda _context: over.set())
@@ -102,10 +107,14 @@ async def test_a_retry_that_comes_while_the_handler_survives_is_told_to_wait() -
         await act.entered.wait()
         call.cancel()
         await over.wait()
-        end = await ask(channel, GO, "unary_unary", KEY)
-        assert end.code is StatusCode.ABORTED
-        assert int(end.get("grpc-retry-pushback-ms") or 0) >= 1
+        retry = asyncio.create_task(ask(channel, GO, "unary_unary", KEY))
+        if in_progress == "reject":
+            end = await retry
+            assert end.code is StatusCode.ABORTED
+            assert int(end.get("grpc-retry-pushback-ms") or 0) >= 1
         act.gate.set()
+        if in_progress == "wait":
+            assert (await retry).replies == [b"done"]
         assert await pipeline.drained(5)
     assert act.runs == 1
 

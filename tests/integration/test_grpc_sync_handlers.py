@@ -657,7 +657,7 @@ async def test_a_key_runs_a_plain_function_once_and_replays_its_reply() -> None:
 
 async def test_a_keyed_plain_function_whose_client_leaves_is_finished_and_its_retry_is_a_replay() -> None:
     act = Waits(looks)
-    pipeline = Pipeline([IdempotencyPolicy(MemoryStore())])
+    pipeline = Pipeline([IdempotencyPolicy(MemoryStore(), in_progress="reject")])
     async with serving(SYNC_STYLES["unary_unary"].make(act), pipeline=pipeline) as channel:
         left = start(channel, GO, "unary_unary", KEY)
         await act.entered.wait()

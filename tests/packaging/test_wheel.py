@@ -34,7 +34,8 @@ def test_the_wheel_requires_nothing_without_an_extra(wheel: zipfile.ZipFile) -> 
     metadata = message_from_bytes(wheel.read(name))
     assert metadata["Name"] == "grpc-http-resilience"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"all", "grpc", "http", "redis", "settings", "structlog"}
+    extras = {"all", "encryption", "grpc", "http", "redis", "settings", "structlog", "uvicorn"}
+    assert set(metadata.get_all("Provides-Extra", [])) == extras
     assert all("extra ==" in requirement for requirement in metadata.get_all("Requires-Dist", []))
 
 

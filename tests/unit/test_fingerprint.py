@@ -1,6 +1,14 @@
-import pytest
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from uuid import UUID
 
-from resilience.decisions.fingerprint import canonical, fingerprint
+import pytest
+from pydantic import BaseModel
+
+from examples.payments.v1 import payments_pb2
+from resilience.decisions.fingerprint import canonical, fingerprint, fingerprint_of_values
 
 
 def test_a_fingerprint_names_its_door_and_has_one_length() -> None:
@@ -73,3 +81,50 @@ def test_what_is_no_usable_json_counts_by_its_bytes(payload: bytes) -> None:
 
 def test_canonical_json_is_sorted_and_tight() -> None:
     assert canonical(b'{ "b": [1, true, null], "a": "x" }') == b'{"a":"x","b":[1,true,null]}'
+
+
+@dataclass
+class Card:
+    number: str
+    limits: dict[str, Decimal]
+
+
+class Color(Enum):
+    RED = "red"
+
+
+class Order(BaseModel):
+    item: str
+    count: int
+
+
+@pytest.mark.parametrize(
+    ("values", "same"),
+    [
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        ([1, 2], (1, 2)),
+        (Card("1", {"x": Decimal("1.0")}), {"limits": {"x": Decimal("1.0")}, "number": "1"}),
+        (Color.RED, "red"),
+        (Order(item="x", count=1), {"item": "x", "count": 1}),
+        (payments_pb2.Payment(id="p", amount=1), payments_pb2.Payment(amount=1, id="p")),
+        ({1: "a", "b": None}, {"b": None, 1: "a"}),
+    ],
+)
+def test_values_count_by_what_they_say(values: object, same: object) -> None:
+    assert fingerprint_of_values(values) == fingerprint_of_values(same)
+
+
+def test_values_that_differ_in_type_order_or_cut_differ() -> None:
+    values: list[object] = [
+        None, "", b"", 0, False, 0.0, Decimal(0), "0", "None", [], {}, [[]], [None], ["a", "bc"], ["ab", "c"],
+        [["a"], "b"], ["a", ["b"]], [1, 2], [2, 1], {"a": 1}, {1: "a"}, {"a": [1]}, date(2026, 1, 1), "2026-01-01",
+        datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 1, tzinfo=UTC), timedelta(1), UUID(int=0),
+        str(UUID(int=0)), "\ud800",
+    ]  # fmt: skip
+    assert len({fingerprint_of_values(value) for value in values}) == len(values)
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, lambda: None, [object()], {"a": iter(())}])
+def test_a_value_that_may_look_different_elsewhere_is_refused(value: object) -> None:
+    with pytest.raises(TypeError, match="need not look the same"):
+        fingerprint_of_values(value)

@@ -1,22 +1,36 @@
+from itertools import product
+from typing import get_args
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resilience.decisions.idempotency import (
     LONGEST_HINT,
     Abandoned,
     Claimed,
     Completed,
+    Expired,
     InProgress,
     Mismatched,
-    Record,
-    Step,
     Takeover,
     accept_key,
-    claimed,
     decide_claim,
+    decide_step,
     differs,
-    may,
     record_key,
 )
+from resilience.decisions.idempotency_record import (
+    Record,
+    Standing,
+    claimed,
+    completed,
+    next_epoch,
+    resolution,
+    stand,
+    state_of,
+)
+from resilience.decisions.idempotency_table import LAPSES, ROWS, Command, Row, State, find_row
 from resilience.verdict import Reply
 
 PRINT, OTHER_PRINT, FOREIGN_PRINT = b"http:1", b"http:2", b"grpc:3"
@@ -28,8 +42,17 @@ def running(lease_until: float = 30.0, epoch: int = 1) -> Record:
     return Record("owner", epoch, PRINT, lease_until)
 
 
-def done(reply: Reply | None = REPLY) -> Record:
-    return Record("owner", 1, PRINT, 30.0, done=True, reply=reply)
+def done(reply: Reply | None = REPLY, ttl_until: float = 100.0) -> Record:
+    return Record("owner", 1, PRINT, 30.0, done=True, reply=reply, ttl_until=ttl_until)
+
+
+RECORDS: dict[State, Record | None] = {
+    "absent": None,
+    "in_progress": running(),
+    "abandoned": running(lease_until=-1.0),
+    "completed": done(),
+    "expired": done(ttl_until=-1.0),
+}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +118,7 @@ def test_a_free_key_is_granted_as_the_first(takeover: Takeover) -> None:
 
 @pytest.mark.parametrize("takeover", TAKEOVERS)
 @pytest.mark.parametrize("token", ["owner", "new"])
-@pytest.mark.parametrize("record", [running(), running(lease_until=-1.0), done()])
+@pytest.mark.parametrize("record", [running(), running(lease_until=-1.0), done(), done(ttl_until=-1.0)])
 def test_a_mismatch_is_told_before_everything_else(record: Record, token: str, takeover: Takeover) -> None:
     assert decide_claim(record, token, OTHER_PRINT, takeover, 30.0, 0.0) == Mismatched()
 
@@ -131,32 +154,157 @@ def test_another_doors_payload_is_no_mismatch() -> None:
     assert decide_claim(done(), "twin", FOREIGN_PRINT, "reexecute", 30.0, 0.0) == Completed(REPLY)
 
 
+@pytest.mark.parametrize("token", ["owner", "new"])
+@pytest.mark.parametrize("takeover", TAKEOVERS)
+def test_a_tombstone_answers_after_the_ttl_and_not_before(token: str, takeover: Takeover) -> None:
+    record = done(ttl_until=60.0)
+    assert decide_claim(record, token, PRINT, takeover, 30.0, 59.999) == Completed(REPLY)
+    assert decide_claim(record, token, PRINT, takeover, 30.0, 60.0) == Expired()
+
+
 def test_a_granted_claim_is_a_running_record_with_a_lease() -> None:
-    assert claimed("owner", 2, PRINT, 30.0, 5.0) == Record("owner", 2, PRINT, 35.0, done=False, reply=None)
+    record = claimed("owner", 2, PRINT, lease=30.0, ttl=60.0, now=5.0)
+    assert record == Record("owner", 2, PRINT, 35.0, done=False, reply=None, written_at=5.0, ttl_until=65.0)
 
 
-@pytest.mark.parametrize(
-    ("step", "record", "token", "allowed"),
-    [
-        ("complete", None, "owner", True),
-        ("renew", None, "owner", False),
-        ("release", None, "owner", False),
-        ("complete", running(), "owner", True),
-        ("renew", running(), "owner", True),
-        ("release", running(), "owner", True),
-        ("complete", done(), "owner", True),
-        ("renew", done(), "owner", False),
-        ("release", done(), "owner", False),
-        ("complete", running(), "stale", False),
-        ("renew", running(), "stale", False),
-        ("release", running(), "stale", False),
-        ("complete", done(), "stale", False),
-        ("renew", done(), "stale", False),
-        ("release", done(), "stale", False),
-    ],
-)
-def test_only_the_owner_may_change_a_record(step: Step, record: Record | None, token: str, allowed: bool) -> None:
-    assert may(step, record, token) is allowed
+def test_an_accepted_completion_is_a_done_record_with_a_ttl() -> None:
+    record = completed("owner", 2, PRINT, REPLY, ttl=60.0, now=5.0)
+    assert record == Record("owner", 2, PRINT, 5.0, done=True, reply=REPLY, written_at=5.0, ttl_until=65.0)
+
+
+# -- the table
+
+COMMANDS: tuple[Command, ...] = get_args(Command)
+STATES: tuple[State, ...] = get_args(State)
+CELLS = list(product(COMMANDS, STATES, (True, False), (True, False), TAKEOVERS))
+
+
+def holds(row: Row, command: Command, state: State, owner: bool, same: bool, takeover: Takeover) -> bool:
+    return (
+        row.command == command
+        and state in row.states
+        and row.by in ("any", "owner" if owner else "other")
+        and row.payload in ("any", "same" if same else "other")
+        and row.takeover in ("any", takeover)
+    )
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_exactly_one_row_holds(cell: tuple[Command, State, bool, bool, Takeover]) -> None:
+    command, state, owner, same, takeover = cell
+    found = [row for row in ROWS if holds(row, *cell)]
+    assert found == [find_row(command, state, owner=owner, same_payload=same, takeover=takeover)]
+
+
+def test_every_row_and_every_lapse_has_a_name_and_a_reason_of_its_own() -> None:
+    named = [each.name for each in (*ROWS, *LAPSES)]
+    assert len(set(named)) == len(named) == len([each for each in (*ROWS, *LAPSES) if each.why])
+    assert {state for row in ROWS for state in row.states} == set(STATES)
+
+
+def test_a_claim_is_never_answered_with_yes_or_no_and_nothing_else_is_answered_otherwise() -> None:
+    for row in ROWS:
+        assert (row.answer in ("yes", "no")) is (row.command != "claim")
+        assert row.answer != "no" or row.then is None
+
+
+def test_only_an_absent_record_begins_with_the_first_epoch() -> None:
+    for row in ROWS:
+        assert (row.epoch == "first") is (row.states == ("absent",) and row.then is not None)
+        assert row.epoch != "raised" or row.then is not None
+
+
+def test_no_claim_runs_while_another_owner_lives_or_after_the_operation_is_done() -> None:
+    for row in ROWS:
+        if row.answer == "claimed" and row.by != "owner":
+            assert set(row.states) <= {"absent", "abandoned"}
+        assert row.answer != "claimed" or not {"completed", "expired"} & set(row.states)
+
+
+def test_nobody_but_the_owner_changes_the_record_of_a_live_owner() -> None:
+    for row in ROWS:
+        assert row.by == "owner" or row.then is None or "in_progress" not in row.states
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_functions_answer_what_the_table_says(cell: tuple[Command, State, bool, bool, Takeover]) -> None:
+    command, state, owner, same, takeover = cell
+    record, token = RECORDS[state], "owner" if owner else "other"
+    row = find_row(command, state, owner=owner and record is not None, same_payload=same, takeover=takeover)
+    if command != "claim":
+        assert decide_step(command, record, token, 0.0) == row
+        return
+    answer = decide_claim(record, token, PRINT if same or record is None else OTHER_PRINT, takeover, 30.0, 0.0)
+    epoch = next_epoch(row, record)
+    expected = {
+        "claimed": Claimed(epoch),
+        "in_progress": InProgress(LONGEST_HINT),
+        "completed": Completed(REPLY),
+        "mismatched": Mismatched(),
+        "abandoned": Abandoned(),
+        "expired": Expired(),
+    }
+    assert answer == expected[row.answer if record is not None else "claimed"]
+
+
+@pytest.mark.parametrize(("name", "epoch"), [("takeover", 5), ("resolution", 5), ("renewal", 4), ("completion", 4)])
+def test_a_new_owner_raises_the_epoch_and_an_old_one_keeps_it(name: str, epoch: int) -> None:
+    row = next(row for row in ROWS if row.name == name)
+    assert next_epoch(row, running(epoch=4)) == epoch
+
+
+@given(
+    st.booleans(), st.floats(0, 10), st.floats(0, 20), st.floats(0, 10),
+    st.lists(st.floats(0, 15), max_size=8),
+)  # fmt: skip
+def test_time_alone_leads_along_the_lapses(
+    is_done: bool, lease: float, more: float, tombstone: float, pauses: list[float]
+) -> None:
+    ttl = lease + more
+    record = claimed("t", 1, PRINT, lease=lease, ttl=ttl, now=0.0)
+    gone_at = ttl
+    if is_done:
+        record = completed("t", 1, PRINT, REPLY, ttl=ttl, now=0.0)
+        gone_at = ttl + tombstone
+    now, before = 0.0, state_of(record, 0.0)
+    for pause in pauses:
+        now += pause
+        state = state_of(record if now < gone_at else None, now)
+        ways = {before}
+        while grown := {lapse.then for lapse in LAPSES if lapse.state in ways} - ways:
+            ways |= grown
+        assert state in ways
+        before = state
+
+
+# -- what an operator sees and says
+
+
+def test_an_operator_sees_what_a_running_record_has_left() -> None:
+    record = claimed("owner", 2, PRINT, lease=30.0, ttl=60.0, now=100.0)
+    assert stand(record, 160.0, 110.0) == Standing("in_progress", 2, 10.0, 20.0, 50.0, 0.0, None)
+    assert stand(record, 160.0, 130.0) == Standing("abandoned", 2, 30.0, 0.0, 30.0, 0.0, None)
+
+
+def test_an_operator_sees_the_reply_until_it_is_a_tombstone() -> None:
+    record = completed("owner", 1, PRINT, REPLY, ttl=60.0, now=100.0)
+    assert stand(record, 190.0, 110.0) == Standing("completed", 1, 10.0, 0.0, 50.0, 30.0, REPLY)
+    assert stand(record, 190.0, 170.0) == Standing("expired", 1, 70.0, 0.0, 0.0, 20.0, None)
+
+
+def test_the_same_resolution_has_the_same_token_and_no_other_has() -> None:
+    replies = [
+        None,
+        REPLY,
+        Reply("grpc", 201, (("a", "b"),), b"{}"),
+        Reply("http", 200, (("a", "b"),), b"{}"),
+        Reply("http", 201, (("a", "c"),), b"{}"),
+        Reply("http", 201, (("a", "b"), ("a", "b")), b"{}"),
+        Reply("http", 201, (("a", "b"),), b"{} "),
+        Reply("http", 201, (("a", "\ud800"),), b"{}"),
+    ]
+    assert len({resolution(reply) for reply in replies}) == len(replies)
+    assert resolution(REPLY) == resolution(Reply("http", 201, (("a", "b"),), b"{}"))
 
 
 def test_fingerprints_differ_within_one_door_only() -> None:

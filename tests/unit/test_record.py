@@ -10,7 +10,7 @@ from resilience.stores.record import Stored, pack, unpack
 from resilience.verdict import Reply
 
 TOKEN, PRINT = bytes(range(16)), b"http:" + b"\xff" * 32
-HEAD = 39  # What the scripts count on: the fingerprint's length is its last byte.
+HEAD = 43  # What the scripts count on: the fingerprint's length is its last byte.
 REPLY = Reply("http", 201, (("link", "a"), ("link", "b")), b'{"id":1}')
 
 texts = st.text(max_size=10) | st.sampled_from(["", "\n", '"', "\\", "\0", "é", "\ud800"])
@@ -24,35 +24,61 @@ replies = st.builds(
 
 
 def packed(reply: Reply | None = REPLY, *, done: bool = True) -> bytes:
-    return pack(done=done, lease=1.5, ttl=60, token=TOKEN, fingerprint=PRINT, reply=reply)
+    return pack(done=done, lease=1.5, ttl=60, tombstone=30 if done else 0, token=TOKEN, fingerprint=PRINT, reply=reply)
 
 
 def with_envelope(envelope: bytes) -> bytes:
     return packed(None) + envelope
 
 
+def stored(reply: Reply | None = None) -> Stored:
+    return Stored(True, 1, 60.0, 90.0, TOKEN, PRINT, reply)
+
+
+millis = st.integers(1, 4_000_000_000).map(lambda ms: ms / 1000)
+
+
 @settings(deadline=None)
 @given(
-    replies | st.none(), st.booleans(), st.binary(min_size=16, max_size=16), st.binary(min_size=1, max_size=255),
-    st.floats(0.001, 4_000_000), st.floats(0.001, 1e12),
+    replies | st.none(), st.binary(min_size=16, max_size=16), st.binary(min_size=1, max_size=255), millis, millis
 )  # fmt: skip
-def test_every_record_is_read_as_it_was_written(
-    reply: Reply | None, done: bool, token: bytes, fingerprint: bytes, lease: float, ttl: float
+def test_every_done_record_is_read_as_it_was_written(
+    reply: Reply | None, token: bytes, fingerprint: bytes, ttl: float, tombstone: float
 ) -> None:
-    raw = pack(done=done, lease=lease, ttl=ttl, token=token, fingerprint=fingerprint, reply=reply)
-    assert unpack(raw) == Stored(done, 1, token, fingerprint, reply)
+    raw = pack(done=True, ttl=ttl, tombstone=tombstone, token=token, fingerprint=fingerprint, reply=reply)
+    life = round((ttl + tombstone) * 1000) / 1000
+    assert unpack(raw) == Stored(True, 1, ttl, life, token, fingerprint, reply)
+
+
+@settings(deadline=None)
+@given(st.binary(min_size=16, max_size=16), st.binary(min_size=1, max_size=255), millis, millis)
+def test_every_running_record_is_read_as_it_was_written(
+    token: bytes, fingerprint: bytes, lease: float, ttl: float
+) -> None:
+    raw = pack(done=False, lease=lease, ttl=ttl, token=token, fingerprint=fingerprint)
+    assert unpack(raw) == Stored(False, 1, lease, ttl, token, fingerprint, None)
+
+
+@given(st.floats(0.001, 1e9))
+def test_without_a_tombstone_the_ttl_is_the_whole_life(ttl: float) -> None:
+    read = unpack(pack(done=True, ttl=ttl, token=TOKEN, fingerprint=PRINT))
+    assert read is not None
+    assert read.span == read.life
 
 
 def test_the_layout_is_the_one_that_the_scripts_read() -> None:
     raw = packed(None, done=False)
     assert raw[:2] == b"IP"
     assert int.from_bytes(raw[2:10], "big") == 1
-    assert int.from_bytes(raw[10:14], "big") == 1500
-    assert int.from_bytes(raw[14:22], "big") == 60_000
-    assert raw[22:38] == TOKEN
-    assert raw[38] == len(PRINT)
+    assert int.from_bytes(raw[10:18], "big") == 1500
+    assert int.from_bytes(raw[18:26], "big") == 60_000
+    assert raw[26:42] == TOKEN
+    assert raw[42] == len(PRINT)
     assert raw[HEAD:] == PRINT
-    assert packed(None)[:2] == b"ID"
+    finished = packed(None)
+    assert finished[:2] == b"ID"
+    assert int.from_bytes(finished[10:18], "big") == 60_000
+    assert int.from_bytes(finished[18:26], "big") == 90_000
 
 
 def test_the_epoch_is_read_from_where_the_script_writes_it() -> None:
@@ -74,11 +100,16 @@ def test_a_record_without_a_reply_has_nothing_behind_its_fingerprint() -> None:
 @pytest.mark.parametrize(
     "envelope",
     [
+        b'[1,"http",200,[]]\nbody',
+        b'[1,"http",200,[],4]\nbody',
+        b'[3,"http",200,[],4]\nbody',
+        b'["2","http",200,[],4]\nbody',
         b'[2,"http",200,[]]\nbody',
-        b'["1","http",200,[]]\nbody',
-        b'[2,"http",200,[],"more"]\nbody',
+        b'[2,"http",200,[],4,"more"]\nbody',
+        b'[2,"http",200,[],"4"]\nbody',
+        b'[2,"http",200,[],null]\nbody',
         b'{"version":2}\nbody',
-        b'{"a":2,"b":3,"c":4,"d":5}\nbody',
+        b'{"a":2,"b":3,"c":4,"d":5,"e":6}\nbody',
         b"2\nbody",
         b"null\nbody",
         b"\nbody",
@@ -87,18 +118,28 @@ def test_a_record_without_a_reply_has_nothing_behind_its_fingerprint() -> None:
     ],
 )
 def test_an_envelope_of_another_version_is_done_and_not_replayable(envelope: bytes) -> None:
-    assert unpack(with_envelope(envelope)) == Stored(True, 1, TOKEN, PRINT, None)
+    assert unpack(with_envelope(envelope)) == stored()
 
 
 @pytest.mark.parametrize("metadata", ["5", "null", "[5]", '[["name"]]', '[["name","value","more"]]'])
 def test_an_envelope_with_metadata_of_another_form_is_not_replayable(metadata: str) -> None:
-    assert unpack(with_envelope(f'[1,"http",200,{metadata}]\n'.encode())) == Stored(True, 1, TOKEN, PRINT, None)
+    assert unpack(with_envelope(f'[2,"http",200,{metadata},0]\n'.encode())) == stored()
 
 
 def test_the_envelope_is_one_line_of_json_and_the_body() -> None:
     meta, _, body = packed()[HEAD + len(PRINT) :].partition(b"\n")
-    assert json.loads(meta) == [1, "http", 201, [["link", "a"], ["link", "b"]]]
+    assert json.loads(meta) == [2, "http", 201, [["link", "a"], ["link", "b"]], 8]
     assert body == REPLY.body
+
+
+@pytest.mark.parametrize("missing", range(1, len(packed()) - HEAD - len(PRINT) + 1))
+def test_a_reply_that_was_cut_short_is_done_and_not_replayable(missing: int) -> None:
+    assert unpack(packed()) == stored(REPLY)
+    assert unpack(packed()[:-missing]) == stored()
+
+
+def test_a_reply_with_more_behind_it_is_not_replayable() -> None:
+    assert unpack(packed() + b"\n") == stored()
 
 
 @pytest.mark.parametrize("length", range(HEAD))

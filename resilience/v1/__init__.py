@@ -1,0 +1,1 @@
+"""Generated from proto/resilience/v1; do not edit."""
