@@ -1,9 +1,10 @@
 """What this library adds to one gRPC call, beside its peers: process CPU, in one run, in turns.
 
-Run it with ``.venv/bin/python -m benchmarks.grpc``, or ``--quick``. A whole RPC costs 300 to 400 us of CPU, in which
-what an interceptor adds is noise. So the handlers are called as the server calls them, but without one: with a context
-that costs nothing. What the real context adds to that, and whole RPCs over loopback, stand in tables of their own.
-Ratios hold within one run only.
+Run it with ``.venv/bin/python -m benchmarks.grpc``, or ``--quick``. A whole RPC costs some 300 us of CPU at both ends,
+and its noise is larger than what an interceptor adds. So the handlers are called as the server calls them, but without
+one: with a context that costs nothing. What the real context adds to that, and whole RPCs over loopback, stand in
+tables of their own. Over loopback everybody's added cost is a few times higher: between two calls grpc's own work has
+pushed an interceptor's out of the processor's caches. Ratios hold within one run only.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import count
 from time import process_time
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -25,6 +26,7 @@ from opentelemetry.instrumentation.grpc import aio_server_interceptor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NoOpTracerProvider
 
+from benchmarks.grpc_free import Details, FreeContext, Pair, Watched
 from benchmarks.grpc_loopback import CREATE, context_costs, create_handler, over_loopback
 from benchmarks.http import Budget
 from examples.payments.v1 import payments_pb2 as pb
@@ -36,6 +38,10 @@ CALLERS = 1000
 CHECK = "/grpc.health.v1.Health/Check"
 PEERS = [f"ipv4:10.0.{number >> 8}.{number & 255}:5000" for number in range(CALLERS)]
 REQUEST = pb.CreatePaymentRequest(amount=100, currency="EUR")
+_METADATA = (
+    Pair("user-agent", "grpc-python-asyncio/1.85.1 grpc-c/54.0.0 (linux; chttp2)"),
+    Pair("x-correlation-id", "0af7651916cd43dd8448eb211c80319c"),
+)
 _numbers = count()  # of the whole run: a new idempotency key must be new in every round
 
 BARE, NOTHING, CONTEXT, LIMIT = "bare handler", "+ no policy", "+ context", "+ limit"
@@ -44,65 +50,6 @@ TWO, ALL, BY_KEY = "+ context, limit", "+ all four policies", "+ all four, calle
 HEALTH = "+ all four, a health check (exempt)"
 THROUGH, TELEMETRY = "grpc-interceptor, one that does nothing", "OpenTelemetry, its SDK, no exporter"
 EXTRA = {BY_KEY: "x-api-key", NEW: "new", REPLAY: "old"}
-
-
-class Pair(NamedTuple):
-    """One piece of metadata, of the shape that grpc gives it."""
-
-    key: str
-    value: str
-
-
-_METADATA = (
-    Pair("user-agent", "grpc-python-asyncio/1.85.1 grpc-c/54.0.0 (linux; chttp2)"),
-    Pair("x-correlation-id", "0af7651916cd43dd8448eb211c80319c"),
-)
-
-
-class Details(NamedTuple):
-    """Stands in for ``grpc.HandlerCallDetails``."""
-
-    method: str
-    invocation_metadata: tuple[Pair, ...]
-
-
-class FreeContext:
-    """Stands in for the servicer context, and costs next to nothing."""
-
-    __slots__ = ("_metadata", "_peer", "trailers")
-
-    def __init__(self, peer: str, metadata: tuple[Pair, ...]) -> None:
-        self._peer = peer
-        self._metadata = metadata
-        self.trailers: Sequence[tuple[str, str]] = ()
-
-    def peer(self) -> str:
-        """Return who calls."""
-        return self._peer
-
-    def invocation_metadata(self) -> tuple[Pair, ...]:
-        """Return what the client sent."""
-        return self._metadata
-
-    def set_trailing_metadata(self, trailers: Sequence[tuple[str, str]]) -> None:
-        """Take the trailers."""
-        self.trailers = trailers
-
-    def time_remaining(self) -> float | None:
-        """Return None: the client waits for ever."""
-        return None
-
-
-class Watched:
-    """Counts what is asked of a context."""
-
-    def __init__(self, context: FreeContext) -> None:
-        self.asked: Counter[str] = Counter()
-        self._context = context
-
-    def __getattr__(self, name: str) -> Any:
-        self.asked[name] += 1
-        return getattr(self._context, name)
 
 
 class Through(AsyncServerInterceptor):

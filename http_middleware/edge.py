@@ -22,6 +22,7 @@ from resilience.policies.request_context import RequestContextPolicy
 from resilience.stores.memory import MemoryStore
 from resilience.verdict import Outcome, Reject
 
+_LEAVING = frozenset({"draining", "stopped"})
 _STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
@@ -113,6 +114,8 @@ class EdgeMiddleware:
             return
         if self._routes is None and self._owner is not None:
             self._routes = self._table(self._owner)
+        if self._health is not None and self._health.phase in _LEAVING:
+            send = _parting(scope, send)
         if self._health is not None and is_probe(scope):
             await render_health(self._health, scope, send)
         elif ADMISSION in scope:
@@ -175,6 +178,22 @@ class EdgeMiddleware:
         routes = self._given or RouteTable(getattr(app, "routes", ()))
         routes.verify(frozenset().union(*(pipeline.operations() for _, pipeline in self._pipelines)))
         return routes
+
+
+def _parting(scope: Scope, send: Send) -> Send:
+    """Return a ``send`` that asks for another connection: this one will soon close, perhaps under the next request.
+
+    Source: RFC 9112, 9.6; RFC 9113, 8.2.2: HTTP/2 has GOAWAY instead, which is the server's business.
+    """
+    if scope["type"] != "http" or scope.get("http_version", "1.1") not in ("1.0", "1.1"):
+        return send
+
+    async def send_parting(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": with_metadata(message.get("headers", ()), [("connection", "close")])}
+        await send(message)
+
+    return send_parting
 
 
 def _rank(known: tuple[bool, Pipeline]) -> tuple[bool, bool]:

@@ -52,11 +52,12 @@ class UvicornServer:
         serving = asyncio.create_task(self._server.serving.wait())
         try:
             await asyncio.wait({task, serving}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait({task})
+            raise
         finally:
             serving.cancel()
-            if not serving.done():
-                task.cancel()
-                await asyncio.wait({task})
         if task.done():
             task.result()
 

@@ -40,6 +40,7 @@ from resilience.policies.rate_limit import RateLimitPolicy
 from resilience.policies.request_context import RequestContextPolicy
 from resilience.policies.rule import Rule
 from resilience.policies.selective import Selective
+from resilience.shared_operation import operation
 from resilience.stores.base import IdempotencyStore, RateLimitStore, Store
 from resilience.stores.memory import MemoryStore
 from resilience.verdict import PROCEED, Outcome, Reject, Replay, Reply, Verdict
@@ -94,6 +95,7 @@ __all__ = [
     "get_request_id",
     "get_tracing_headers",
     "idempotent",
+    "operation",
     "rate_limit",
     "restore_context",
     "running_operation",

@@ -76,7 +76,6 @@ async def run(
     """
     ends: dict[Server, asyncio.Task[object]] = {}
     closing = pipeline.store if store is None and pipeline is not None else store
-    checker.phase = "starting"
     async with AsyncExitStack() as ending:  # from the last to the first, and each one though another fails
         signals = _Signals()
         ending.enter_context(_heard(signals.hear))
@@ -104,6 +103,7 @@ async def _live(
     on_ready: Callable[[], None] | None,
 ) -> None:
     """Start the servers and see them serve; returns never."""
+    checker.phase = "starting"
     for server in servers:
         await server.start()
         ends[server] = asyncio.create_task(_end_of(server))
@@ -179,26 +179,26 @@ def drain_on_signals(checker: HealthChecker, delay: float = DRAIN_SECONDS) -> It
 
 
 @contextmanager
-def _heard(hear: Callable[[int], None]) -> Iterator[dict[int, Any]]:
+def _heard(hear: Callable[[int], None]) -> Iterator[dict[signal.Signals, Any]]:
     """Have the loop call ``hear`` with each SIGTERM and SIGINT; yield what handled them before."""
     loop = asyncio.get_running_loop()
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            signal.signal(number, before[number])  # who presses Ctrl-C twice won't wait
+            signal.signal(number, before[signal.SIGINT])  # who presses Ctrl-C twice won't wait
         loop.call_soon_threadsafe(hear, number)
 
     # Not loop.add_signal_handler, which Windows lacks and which can't be chained with the handler of a server.
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, handle) or signal.SIG_DFL
+        for known in (signal.SIGTERM, signal.SIGINT):
+            before[known] = signal.signal(known, handle) or signal.SIG_DFL
     try:
         yield before
     finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) is handle:
-                signal.signal(number, handler)
+        for known, handler in before.items():
+            if signal.getsignal(known) is handle:
+                signal.signal(known, handler)
 
 
 class _Signals:

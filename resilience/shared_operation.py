@@ -59,20 +59,20 @@ def operation(
             if admission is None or not _is_keyed(admission):
                 return await function(*args, **kwargs)
             print_ = fingerprint_of_values(_arguments(bound, args, kwargs))
-            if admission.known is not None and admission.known[0] == name:
-                return kept.tell_again(admission.known[1], print_, admission)
             held = running_operation()
             if held is None or held.name != name:
                 raise ConfigurationError(
                     f"{name} is called with an idempotency key that nobody holds for it: say operation={name!r} "
                     "in the IdempotencyPolicy or @idempotent of each handler that calls it."
                 )
+            if held.known is not None:
+                return kept.tell_again(held.known, print_, admission)
             try:
                 result = await function(*args, **kwargs)
             except errors as error:
-                admission.result = _ERROR + print_ + f"{type(error).__name__}\0{error}".encode(*_TEXT)
+                held.result = _ERROR + print_ + f"{type(error).__name__}\0{error}".encode(*_TEXT)
                 raise
-            admission.result = _RESULT + print_ + codec.encode(result)
+            held.result = _RESULT + print_ + codec.encode(result)
             return result
 
         return run

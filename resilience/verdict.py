@@ -16,12 +16,15 @@ class Reply:
         code: HTTP status, or gRPC status code as its number.
         metadata: name and value pairs in order, duplicates kept, names lower-case.
         body: the exact bytes; for a gRPC error, its message in UTF-8.
+        result: what the operation itself returned, as its codec wrote it, from which another door can make its own
+            reply; None where it has no codec.
     """
 
     protocol: Protocol
     code: int
     metadata: tuple[tuple[str, str], ...]
     body: bytes
+    result: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,9 @@ async def _not_found(context: Context) -> NoReturn:
 
 def build_server(service: PaymentService, pipeline: Pipeline, checker: HealthChecker) -> grpc.aio.Server:
     """Return the guarded server, with health and reflection."""
-    server = grpc.aio.server(interceptors=[ResilienceInterceptor(pipeline)])
+    # Two processes that listen on one port would each get some of the calls, and neither would say so.
+    options = [("grpc.so_reuseport", 0)]
+    server = grpc.aio.server(interceptors=[ResilienceInterceptor(pipeline)], options=options)
     payments_pb2_grpc.add_PaymentServiceServicer_to_server(PaymentServicer(service), server)
     add_health(server, checker, [SERVICE])
     reflection.enable_server_reflection([SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)

@@ -1,9 +1,12 @@
 """What the demo protects, and how: one pipeline for both doors."""
 
+from examples.payments.service import CREATE_PAYMENT
 from examples.payments.settings import PaymentsSettings
 from resilience import IdempotencyPolicy, Pipeline, Policy, Quota, RateLimitPolicy, Rule, Selective, Store
 
-CREATE_PAYMENT = ("POST /api/payments", "/examples.payments.v1.PaymentService/CreatePayment")
+_PAYMENTS = "/examples.payments.v1.PaymentService"
+# The import is a stream, which can't take a key: it is here so that one is refused instead of ignored.
+TAKES_PAYMENTS = ("POST /api/payments", f"{_PAYMENTS}/CreatePayment", f"{_PAYMENTS}/ImportPayments")
 
 
 def build_pipeline(settings: PaymentsSettings, store: Store) -> Pipeline:
@@ -14,9 +17,9 @@ def build_pipeline(settings: PaymentsSettings, store: Store) -> Pipeline:
         policies.append(RateLimitPolicy(store, rule, replicas=settings.rate_limit_replicas))
     keyed = IdempotencyPolicy(
         store,
-        operation="create_payment",
+        operation=CREATE_PAYMENT,
         ttl=settings.idempotency_ttl,
         lease=settings.idempotency_lease,
     )
-    policies.append(Selective(keyed, CREATE_PAYMENT))
+    policies.append(Selective(keyed, TAKES_PAYMENTS))
     return Pipeline(policies)

@@ -7,6 +7,11 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from resilience import operation
+from resilience.codecs import JsonCodec
+
+CREATE_PAYMENT = "create_payment"
+
 log = structlog.get_logger()
 
 
@@ -41,8 +46,9 @@ class PaymentService:
         self._changed = asyncio.Condition()
         self._settling: set[asyncio.Task[None]] = set()
 
+    @operation(CREATE_PAYMENT, JsonCodec(Payment), errors=(InvalidPaymentError,))
     async def create(self, amount: int, currency: str) -> Payment:
-        """Take a payment. The side effect that must not happen twice.
+        """Take a payment. The side effect that must not happen twice, whichever door a retry comes through.
 
         Raises:
             InvalidPaymentError: the amount or the currency is out of range.

@@ -17,6 +17,8 @@ from math import inf
 
 from resilience.decisions.quota import Quota, Usage
 
+_made = tuple.__new__  # half the time of calling a named tuple's class
+
 Marks = array
 """``array("q")``: the units counted, then pairs of (instant in microseconds, units), oldest first."""
 
@@ -57,13 +59,18 @@ def charge(marks: "Marks[int]", quota: Quota, cost: int, now: float) -> None:
     """Count ``cost`` units, at least 1, at ``now``; ``decide`` has allowed them at the same instant."""
     now_us = _instant(marks, now)
     first, used = _live(marks, now_us - quota.window_us)
-    del marks[1:first]
-    if len(marks) > 1 and marks[-2] // quota.step_us == now_us // quota.step_us:
-        marks[-2] = now_us
-        marks[-1] += cost
-    else:
-        marks.extend((now_us, cost))
-    marks[0] = used + cost
+    _count(marks, quota, first, used + cost, cost, now_us)
+
+
+def take(marks: "Marks[int]", quota: Quota, cost: int, now: float) -> Usage:
+    """Say what ``decide`` says to ``cost`` units, at least 1, and count them where they fit: one look for both."""
+    now_us, window_us, limit = _instant(marks, now), quota.window_us, quota.limit
+    first, used = _live(marks, now_us - window_us)
+    used += cost
+    if used > limit:
+        return decide(marks, quota, cost, now)
+    _count(marks, quota, first, used, cost, now_us)
+    return _made(Usage, (True, limit, limit - used, (marks[1] + window_us - now_us) / 1_000_000, 0.0))
 
 
 def expires_at(marks: "Marks[int]", quota: Quota) -> float:
@@ -76,9 +83,21 @@ def used_share(marks: "Marks[int]", quota: Quota, _now: float) -> float:
     return marks[0] / quota.limit
 
 
+def _count(marks: "Marks[int]", quota: Quota, first: int, used: int, cost: int, now_us: int) -> None:
+    if first > 1:
+        del marks[1:first]
+    step_us = quota.step_us
+    if len(marks) > 1 and marks[-2] // step_us == now_us // step_us:
+        marks[-2] = now_us
+        marks[-1] += cost
+    else:
+        marks.extend((now_us, cost))
+    marks[0] = used
+
+
 def _instant(marks: "Marks[int]", now: float) -> int:
     now_us = round(now * 1_000_000)
-    return max(now_us, marks[-2]) if len(marks) > 1 else now_us
+    return marks[-2] if len(marks) > 1 and marks[-2] > now_us else now_us
 
 
 def _live(marks: "Marks[int]", passed_us: int) -> tuple[int, int]:

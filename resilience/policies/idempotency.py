@@ -1,6 +1,7 @@
 """Floor 2: a keyed operation runs once, and its retries get its reply."""
 
 import logging
+from dataclasses import replace
 from math import inf
 from secrets import token_hex
 from typing import Literal
@@ -166,7 +167,7 @@ class IdempotencyPolicy:
                 self._outage.began(error)
                 return _unprotected()
         if not isinstance(claim, Claimed):
-            return _answer(claim, call, admission)
+            return _answer(claim, call, admission, operation)
         operation.epoch, operation.lost = claim.epoch, False
         self._heartbeat.hold(key, token, operation.note_loss)
         admission.operation = operation
@@ -174,7 +175,7 @@ class IdempotencyPolicy:
         admission.capture = max(admission.capture, self._max_reply)
 
         async def settle(outcome: Outcome) -> None:
-            await self._settle(key, token, print_, outcome)
+            await self._settle(operation, token, print_, outcome)
 
         admission.on_settle(settle)
         return PROCEED
@@ -192,12 +193,15 @@ class IdempotencyPolicy:
     async def _complete(self, key: str, token: str, print_: bytes, reply: Reply | None, ttl: float) -> bool:
         return await self.store.complete(key, token, print_, reply, ttl=ttl, tombstone=self._tombstone)
 
-    async def _settle(self, key: str, token: str, print_: bytes, outcome: Outcome) -> None:
+    async def _settle(self, operation: RunningOperation, token: str, print_: bytes, outcome: Outcome) -> None:
+        key = operation.key
         self._heartbeat.drop(token)
         if outcome.ended == "cancelled":
             return  # It may have done half of its work: its key waits for the lease, like a dead worker's.
         reply = outcome.reply
-        if reply is not None and len(reply.body) > self._max_reply:
+        if reply is not None and operation.result is not None:
+            reply = replace(reply, result=operation.result)
+        if reply is not None and len(reply.body) + len(reply.result or b"") > self._max_reply:
             reply = None
         try:
             if outcome.ended == "completed":
@@ -218,11 +222,18 @@ def _unprotected() -> Reject:
     return Reject(Reason.STORE_UNAVAILABLE, "The service can't protect this request right now", _TRY_AGAIN)
 
 
-def _answer(claim: Claim, call: Call, admission: Admission) -> Verdict:
+def _answer(claim: Claim, call: Call, admission: Admission, operation: RunningOperation) -> Verdict:
     match claim:
         case Completed(reply) if reply is not None and reply.protocol == call.protocol:
             admission.metadata.append((wire.REPLAYED, "true"))
             return Replay(reply)
+        case Completed(reply) if reply is not None and reply.result is not None:
+            # Another door's bytes are no use here; this door's handler makes its own of the operation's result.
+            operation.known = reply.result
+            admission.operation = operation
+            admission.claimed += (operation.key,)
+            admission.metadata.append((wire.REPLAYED, "true"))
+            return PROCEED
         case Completed():
             return Reject(Reason.IDEMPOTENCY_NOT_REPLAYABLE, "This operation is done; its reply can't be shown here")
         case Expired():

@@ -19,13 +19,17 @@ class RunningOperation:
         lost: whether the operation is known not to hold its key any more, so that another worker may run it, too.
     """
 
-    __slots__ = ("epoch", "key", "lost", "name")
+    __slots__ = ("epoch", "key", "known", "lost", "name", "result")
 
     def __init__(self, name: str, key: str, epoch: int, *, lost: bool = False) -> None:
         self.name = name
         self.key = key
         self.epoch = epoch
         self.lost = lost
+        self.result: bytes | None = None
+        """What ``@operation`` wants kept of this run."""
+        self.known: bytes | None = None
+        """What it kept of the first run, which came through another door; there is no run of it in this call."""
 
     def derive_key(self, purpose: str, *parts: str | float | bool | bytes | Decimal | UUID | date | None) -> str:
         """Return an idempotency key for a call that the handler makes: the same in every run of the operation.

@@ -93,11 +93,7 @@ class MemoryStore(MemoryRecords):
                 self._charge(want, now)
             return usage
         # Somebody seen before, under the same quota: what is held is found once for both halves.
-        functions = ALGORITHMS[quota.algorithm]
-        usage = functions.decide(held[1], quota, cost, now)
-        if usage.allowed:
-            functions.charge(held[1], quota, cost, now)
-        return usage
+        return ALGORITHMS[quota.algorithm].take(held[1], quota, cost, now)
 
     def _decide(self, want: Want, cost: int, now: float) -> Usage:
         if want.quota.algorithm == "concurrency":

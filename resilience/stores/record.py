@@ -79,15 +79,17 @@ def unpack(raw: bytes) -> Stored | None:
 
 
 def _envelope(reply: Reply) -> bytes:
-    told = [_VERSION, reply.protocol, reply.code, reply.metadata, len(reply.body)]
-    return json.dumps(told, separators=(",", ":")).encode() + b"\n" + reply.body
+    result = None if reply.result is None else len(reply.result)
+    told = [_VERSION, reply.protocol, reply.code, reply.metadata, len(reply.body), result]
+    return json.dumps(told, separators=(",", ":")).encode() + b"\n" + reply.body + (reply.result or b"")
 
 
 def _reply(envelope: bytes) -> Reply | None:
-    meta, _, body = envelope.partition(b"\n")
+    meta, _, parts = envelope.partition(b"\n")
     try:
-        version, protocol, code, metadata, length = json.loads(meta)
+        version, protocol, code, metadata, length, rest = json.loads(meta)
         pairs = tuple((name, value) for name, value in metadata)
+        whole = version == _VERSION and length + (rest or 0) == len(parts)
     except (ValueError, TypeError):
         return None
-    return Reply(protocol, code, pairs, body) if version == _VERSION and length == len(body) else None
+    return Reply(protocol, code, pairs, parts[:length], None if rest is None else parts[length:]) if whole else None

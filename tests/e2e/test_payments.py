@@ -142,10 +142,14 @@ async def test_a_wrong_variable_stops_the_start_and_is_named(variable: str, valu
 
 async def test_a_taken_port_stops_the_start_and_is_named(tmp_path: Path) -> None:
     async with launch(tmp_path / "log") as demo:
-        taken = demo.http.rpartition(":")[2]
-        code, _, err = await run(sys.executable, "-m", "examples.payments", HTTP_PORT=taken, GRPC_PORT="0")
-    assert code == 2
-    assert f"HTTP_PORT: port {taken} can't be used" in err
+        for name, address in (("HTTP_PORT", demo.http), ("GRPC_PORT", demo.grpc)):
+            taken = address.rpartition(":")[2]
+            ports = {"HTTP_PORT": "0", "GRPC_PORT": "0", name: taken}
+            code, out, err = await run(sys.executable, "-m", "examples.payments", **ports)
+            assert code == 2
+            assert f"payments: {name}: port {taken} can't be used" in err
+            assert "Traceback" not in err
+            assert "Payments on" not in out
 
 
 async def test_the_printed_lines_work_as_printed() -> None:
@@ -156,7 +160,7 @@ async def test_the_printed_lines_work_as_printed() -> None:
         "-m",
         "examples.payments",
         cwd=ROOT,
-        env={**os.environ, "HTTP_PORT": "0", "GRPC_PORT": "0"},
+        env={**os.environ, "HTTP_PORT": "0", "GRPC_PORT": "0", "HEALTH_DRAIN_SECONDS": "0"},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )

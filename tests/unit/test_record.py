@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -105,9 +106,12 @@ def test_a_record_without_a_reply_has_nothing_behind_its_fingerprint() -> None:
         b'[3,"http",200,[],4]\nbody',
         b'["2","http",200,[],4]\nbody',
         b'[2,"http",200,[]]\nbody',
-        b'[2,"http",200,[],4,"more"]\nbody',
-        b'[2,"http",200,[],"4"]\nbody',
-        b'[2,"http",200,[],null]\nbody',
+        b'[2,"http",200,[],4]\nbody',
+        b'[2,"http",200,[],4,null,"more"]\nbody',
+        b'[2,"http",200,[],"4",null]\nbody',
+        b'[2,"http",200,[],null,null]\nbody',
+        b'[2,"http",200,[],4,"0"]\nbody',
+        b'[2,"http",200,[],4,1]\nbody',
         b'{"version":2}\nbody',
         b'{"a":2,"b":3,"c":4,"d":5,"e":6}\nbody',
         b"2\nbody",
@@ -123,13 +127,20 @@ def test_an_envelope_of_another_version_is_done_and_not_replayable(envelope: byt
 
 @pytest.mark.parametrize("metadata", ["5", "null", "[5]", '[["name"]]', '[["name","value","more"]]'])
 def test_an_envelope_with_metadata_of_another_form_is_not_replayable(metadata: str) -> None:
-    assert unpack(with_envelope(f'[2,"http",200,{metadata},0]\n'.encode())) == stored()
+    assert unpack(with_envelope(f'[2,"http",200,{metadata},0,null]\n'.encode())) == stored()
 
 
 def test_the_envelope_is_one_line_of_json_and_the_body() -> None:
     meta, _, body = packed()[HEAD + len(PRINT) :].partition(b"\n")
-    assert json.loads(meta) == [2, "http", 201, [["link", "a"], ["link", "b"]], 8]
+    assert json.loads(meta) == [2, "http", 201, [["link", "a"], ["link", "b"]], 8, None]
     assert body == REPLY.body
+
+
+@pytest.mark.parametrize("result", [b"", b"=\n\0", b"x" * 300])
+def test_an_operations_own_result_is_kept_beside_the_body(result: bytes) -> None:
+    reply = replace(REPLY, result=result)
+    assert unpack(packed(reply)) == stored(reply)
+    assert unpack(packed(reply)[:-1]) == stored()
 
 
 @pytest.mark.parametrize("missing", range(1, len(packed()) - HEAD - len(PRINT) + 1))

@@ -1,0 +1,11 @@
+"""``python -m resilience probe``: ask a server for its health. See ``resilience.probe.command``."""
+
+import os
+import sys
+
+from resilience.probe.command import main
+
+code = main(sys.argv[1:])
+sys.stderr.flush()
+# Not sys.exit: that would wait for a name to resolve, long after its time was up.
+os._exit(code)
