@@ -1,16 +1,26 @@
 """Floor 4: the servicer context that handlers see: merges trailers, records the status, and survives the RPC."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
+from weakref import ref
 
 import grpc
-from grpc.aio import AbortError
+from grpc.aio import EOF, AbortError, InternalError, UsageError
+
+from grpc_interceptors.room import fit_limits
+from resilience.admission import Admission, Refused
+from resilience.verdict import Reject
 
 Trailers = Iterable[tuple[str, str | bytes]]
 
+_CONFIRMING_SECONDS = 0.5  # Only for a stream that an interceptor ended before its client did.
+
 STATUS_DETAILS = "grpc-status-details-bin"
 """The trailer with a serialised ``google.rpc.Status``; a client reads it only where it agrees with code and message."""
+
+_NAME, _VALUE = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]*")
 
 
 class GuardedContext:
@@ -22,58 +32,45 @@ class GuardedContext:
     - Reading the peer or the auth context of an RPC that has ended crashes the process (grpcio 1.81 to 1.85); here
       the peer is read once, at the start, and the rest only while the RPC lives.
     - ``abort`` sends the status at once; for a kept reply it is held until the reply is stored.
+    - The requests of a client that left end like those of one that is done, and the cancellation comes later; here
+      they end when the client says so, and else the cancellation comes.
 
     Args:
         context: the real one.
-        ours: name and value pairs to add to the trailers; read each time, so that it may grow.
         metadata: the invocation metadata.
+        peer: who called.
     """
 
-    __slots__ = (
-        "_context",
-        "_details",
-        "_held",
-        "_identities",
-        "_live",
-        "_metadata",
-        "_ours",
-        "_peer",
-        "_rpc",
-        "_theirs",
-        "aborted",
-        "instead",
-        "status",
-    )
+    # What most calls never set stands at the class.
+    aborted = False
+    """Whether the handler aborted, though it may have swallowed what ``abort`` raised."""
+    status: grpc.StatusCode | None = None
+    """The code that the handler set or aborted with; None while it is OK."""
+    departed = False
+    """Whether the client had left when it was to be told how its RPC ends."""
+    admission: Admission
+    """The call's, whose metadata is sent with whatever ends the RPC; set once the call has one."""
+    _details = ""
+    _held = False
+    _live = True
+    _identities: tuple[Any, Any, Mapping[str, Any]] | None = None
+    _over: BaseException | None = None
+    _theirs: tuple[tuple[str, str | bytes], ...] = ()
 
-    def __init__(self, context: Any, metadata: Sequence[tuple[str, str | bytes]]) -> None:
+    def __init__(self, context: Any, metadata: Sequence[tuple[str, str | bytes]], peer: str) -> None:
         self._context = context
         self._metadata = metadata
-        self._peer: str = context.peer()
-        self._ours: Sequence[tuple[str, str]] = ()
-        self._theirs: tuple[tuple[str, str | bytes], ...] = ()
-        self._held = False
-        self._live = True
-        self._rpc: Any = asyncio.current_task()
-        self.aborted = False
-        """Whether the handler aborted, though it may have swallowed what ``abort`` raised."""
-        self.instead: Callable[[], Awaitable[None]] | None = None
-        """Asked before the handler's own abort: ends the RPC with what a policy answered, if one did."""
-        self._details = ""
-        self._identities: tuple[Any, Any, Mapping[str, Any]] | None = None
-        self.status: grpc.StatusCode | None = None
-        """The code that the handler set or aborted with; None while it is OK."""
+        self._peer = peer
+        # Weak, since the task holds this in turn, and a circle would keep each call until the next collection.
+        self._rpc: Any = ref(asyncio.current_task())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
-    def add_trailers(self, ours: Sequence[tuple[str, str]]) -> None:
-        """Send ``ours`` with whatever ends the RPC. The sequence is read anew at each ``tell`` and each abort."""
-        self._ours = ours
-
     def tell(self) -> None:
         """Hand the trailers, as they are now, to the RPC."""
         if self._alive():
-            self._context.set_trailing_metadata(self._merged(()))
+            self._context.set_trailing_metadata(self._merged())
 
     def hold(self) -> None:
         """From now on record an ``abort`` instead of sending it; ``send_held`` does."""
@@ -86,14 +83,19 @@ class GuardedContext:
     async def send_held(self) -> None:
         """Send the recorded abort, if there is one and anybody to send it to. Raises what ``abort`` raises."""
         if self._held and self.aborted and self._alive():
-            await self._context.abort(self.status, self._details, self._merged(()))
+            await self._end(self.status, self._details, self._merged())
 
     async def refuse(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> NoReturn:
-        """End the RPC with a status of ours, whatever the handler recorded; ``trailers`` win over every other."""
-        self.status, self._details = code, details
+        """End the RPC with a status of ours, whatever the handler recorded; ``trailers`` win over every other.
+
+        Raises:
+            AbortError: always; what grpc raised, if the RPC had its status already.
+            CancelledError: nobody is there to be told.
+        """
+        if self._over is None:
+            self.status, self._details = code, details
         self._theirs = tuple(pair for pair in self._theirs if pair[0] != STATUS_DETAILS)
-        await self._context.abort(code, details, self._merged(tuple(trailers)))
-        raise AssertionError("abort returned")
+        await self._end(code, details, _merge(self._merged(), tuple(trailers)))
 
     def insist(self) -> None:
         """Raise what ``abort`` raised, if the handler has swallowed it."""
@@ -111,18 +113,55 @@ class GuardedContext:
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Trailers = ()) -> NoReturn:
         """End the RPC with ``code``. Always raises."""
-        if self.instead is not None:
-            await self.instead()
+        if isinstance(self.admission.verdict, Reject):
+            # An interceptor further in, which maps exceptions to statuses, has caught a refusal.
+            raise Refused(self.admission.verdict)
+        if code is grpc.StatusCode.OK:
+            raise ValueError("An RPC can't be aborted with OK; grpc would leave its client without a status")
         self.status, self._details, self.aborted = code, details, True
         self._theirs = _merge(self._theirs, tuple(trailing_metadata))
         if self._held or not self._alive():
             raise AbortError(details)
-        await self._context.abort(code, details, self._merged(()))
-        raise AssertionError("abort returned")
+        await self._end(code, details, self._merged())
 
     async def abort_with_status(self, status: grpc.Status) -> NoReturn:
         """End the RPC with a rich status. Always raises."""
         await self.abort(status.code, status.details, status.trailing_metadata or ())
+
+    async def send_initial_metadata(self, initial_metadata: Trailers) -> None:
+        """Send the initial metadata now. After it, the client doesn't retry by itself."""
+        sent = tuple(initial_metadata)
+        try:
+            await self._context.send_initial_metadata(sent)
+        except InternalError:
+            _check_legal(sent)
+            if not self._held:  # what is kept goes on without its client
+                raise
+
+    async def read(self) -> Any:
+        """Return the client's next message, or ``EOF`` once it has said that there are no more."""
+        message = await self._context.read()
+        if message is EOF:
+            await self.confirm_end()
+        return message
+
+    async def confirm_end(self) -> None:
+        """Make sure that the requests ended because the client said so.
+
+        grpc tells the end of a cancelled stream, too, and the cancellation only then: a moment later, through the same
+        queue. One more read is answered at once, and through that queue, hence after it.
+
+        Raises:
+            CancelledError: they ended because the client left, or its deadline passed.
+        """
+        try:
+            async with asyncio.timeout(_CONFIRMING_SECONDS):
+                await self._context.read()
+        except (TimeoutError, UsageError):
+            pass  # ended by an interceptor, or the handler replied meanwhile
+        rpc = self._rpc()
+        if rpc is None or rpc.cancelling():  # and this may be another task, which nobody cancels
+            raise asyncio.CancelledError
 
     def set_code(self, code: grpc.StatusCode) -> None:
         """Set the code that the RPC ends with if the handler returns."""
@@ -175,7 +214,21 @@ class GuardedContext:
 
     def _alive(self) -> bool:
         # grpc frees the call at the end of the RPC's own task, so from then on nothing of it may be touched.
-        return self._live and not self._rpc.done()
+        rpc = self._rpc()
+        return self._live and rpc is not None and not rpc.done()
+
+    async def _end(self, code: Any, details: str, trailers: tuple[tuple[str, str | bytes], ...]) -> NoReturn:
+        if self._over is None:
+            self._context.set_trailing_metadata(trailers)  # raises where they are none, before grpc thinks it is over
+            try:
+                await self._context.abort(code, details)
+            except AbortError as error:
+                self._over = error
+            except InternalError:
+                # After an attempt at a status, grpc injects no cancellation any more.
+                self._over, self.departed = asyncio.CancelledError(), True
+                _check_legal(trailers)
+        raise self._over or AssertionError("abort returned")
 
     def _known(self) -> tuple[Any, Any, Mapping[str, Any]]:
         if self._identities is None:
@@ -185,8 +238,21 @@ class GuardedContext:
             self._identities = (context.peer_identities(), context.peer_identity_key(), context.auth_context())
         return self._identities
 
-    def _merged(self, more: Sequence[tuple[str, str | bytes]]) -> tuple[tuple[str, str | bytes], ...]:
-        return _merge(tuple(self._ours), _merge(self._theirs, tuple(more)))
+    def _merged(self) -> tuple[tuple[str, str | bytes], ...]:
+        if len(self.admission.limits) > 1:
+            fit_limits(self.admission)
+        return _merge(tuple(self.admission.metadata), self._theirs)
+
+
+def _check_legal(metadata: Iterable[tuple[str, str | bytes]]) -> None:
+    """Raise ValueError for what grpc does not send: it ends the RPC with INTERNAL then, as if the client had left.
+
+    Source: "gRPC over HTTP2", Custom-Metadata.
+    """
+    for name, value in metadata:
+        text = value if isinstance(value, str) else value.decode("latin-1")
+        if not _NAME.fullmatch(name) or not (name.endswith("-bin") or _VALUE.fullmatch(text)):
+            raise ValueError(f"The metadata {name!r} can't be sent: its name or its value is illegal")
 
 
 def _merge(

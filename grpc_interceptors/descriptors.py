@@ -22,13 +22,11 @@ from resilience.call import UNMATCHED, Call
 from resilience.caller import Identify, api_key, by_address
 from resilience.context import RequestContext, get_request_id
 from resilience.decisions.quota import Quota, Usage
-from resilience.errors import ConfigurationError, StoreUnavailableError
-from resilience.policies.outage import Outage
+from resilience.errors import ConfigurationError
 from resilience.policies.rate_limit import RateLimitPolicy
 from resilience.policies.rule import Rule
 from resilience.policies.wants import wants_of
 from resilience.stores.base import Want
-from resilience.stores.memory import MemoryStore
 
 _UNITS = {
     1.0: UNIT_SECOND,
@@ -59,9 +57,6 @@ class GatewayRules:
             rule for rule in policy.rules if not rule.shadow and (rule.tiered or rule.quota.algorithm != "concurrency")
         )
         self._identify = identify or api_key()
-        self._on_outage = {rule.name: rule.on_outage or policy.on_outage for rule in self._rules}
-        self._outage = Outage("gateways are answered without it")
-        self._local: MemoryStore | None = None
 
     async def wants(self, descriptor: Descriptor, hits: int) -> list[Want]:
         """Return what the request that ``descriptor`` tells of asks for; nothing where no rule concerns it.
@@ -109,26 +104,11 @@ class GatewayRules:
         """
         looks = [not want.cost for want in wants]
         if any(looks):
-            seen = await self._acquire([want._replace(cost=0) for want in wants])
+            seen = await self._policy.take([want._replace(cost=0) for want in wants])
             seen = [_looked(usage) if look else usage for look, usage in zip(looks, seen, strict=True)]
             if all(looks) or any(usage is not None and not usage.allowed for usage in seen):
                 return seen
-        return await self._acquire(wants)
-
-    async def _acquire(self, wants: Sequence[Want]) -> list[Usage | None]:
-        try:
-            usages = await self._policy.store.acquire(wants)
-        except StoreUnavailableError as error:
-            self._outage.began(error)
-            ways = [self._on_outage[want.rule] for want in wants]
-            if "closed" in ways:
-                raise
-            local = [want for want, way in zip(wants, ways, strict=True) if way == "local"]
-            self._local = self._local or MemoryStore()
-            counted = iter(await self._local.acquire(local) if local else ())
-            return [next(counted) if way == "local" else None for way in ways]
-        self._outage.ended()
-        return list(usages)
+        return await self._policy.take(wants)
 
     def _late(self, _key: Hashable, make: Callable[[Any], Policy]) -> Policy:
         return make(self._policy.store)  # for a rule's function that asks one; no handler runs here

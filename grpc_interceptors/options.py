@@ -1,14 +1,4 @@
-"""Floor 4: the policies that a .proto declares beside an rpc. They mean what decorators of its handler would mean.
-
-Precedence, for limits and for keys each on its own: where the handler has a decorator, that decorator; else the
-method's option. Either is asked right after the pipeline's own policies, which it adds to and never loosens: a call is
-held to the pipeline's limits and to these; a required key is required whatever the pipeline asks; and a key that the
-pipeline holds for the call, under the same name, is not claimed again, so its ttl, lease and waiting are the
-pipeline's. To leave these to the option, keep the pipeline's ``IdempotencyPolicy`` off its method (``Selective``).
-
-Where an interceptor of somebody else's, further in, hides a decorator from the door, the decorator and the option
-both hold.
-"""
+"""Floor 4: the policies that a .proto declares beside an rpc. They mean what decorators of its handler would mean."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,7 +20,7 @@ from resilience.policies.waiting import OnTwin
 from resilience.stores.memory import MemoryStore
 from resilience.v1 import options_pb2
 from resilience.v1.options_pb2 import Idempotency, MethodPolicy, RateLimit
-from resilience.verdict import PROCEED, Verdict
+from resilience.verdict import Verdict
 
 T = TypeVar("T")
 
@@ -51,31 +41,18 @@ _TTL, _LEASE = 86_400.0, 30.0  # The decorator's defaults, told in options.proto
 _EXTENSION: Any = options_pb2.policy  # the generated types call it any field's descriptor
 
 
-class _InTurn(NamedTuple):
-    """A decorator for one concern and an option for the other."""
-
-    first: Declared
-    second: Declared
-
-    async def admit(self, admission: Admission) -> Verdict:
-        verdict = await self.first.admit(admission)
-        return verdict if verdict is not PROCEED else await self.second.admit(admission)
-
-
-class _Unhonoured(NamedTuple):
+class Unhonoured(NamedTuple):
     """An option that can't be honoured, found when the server was running: no call is served without it."""
 
     why: str
 
     async def admit(self, _admission: Admission) -> Verdict:
+        """Raise ``ConfigurationError``."""
         raise ConfigurationError(self.why)
 
 
-Beside: TypeAlias = Declared | _Unhonoured
+Beside: TypeAlias = Declared | Unhonoured
 """What is declared beside one method."""
-
-Asked: TypeAlias = Beside | _InTurn
-"""What is asked for the calls of one method, after the pipeline's policies."""
 
 
 class MethodPolicies:
@@ -96,19 +73,8 @@ class MethodPolicies:
             try:
                 self._read[method.full_name] = _declared_beside(method)
             except ConfigurationError as error:
-                self._read[method.full_name] = _Unhonoured(str(error))
+                self._read[method.full_name] = Unhonoured(str(error))
         return self._read[method.full_name]
-
-
-def in_precedence(decorators: Declared | None, options: Beside | None) -> Asked | None:
-    """Return what is asked where a handler has ``decorators`` and its method has ``options``."""
-    if decorators is None or options is None or isinstance(options, _Unhonoured):
-        return options or decorators
-    if not decorators.limits and options.limits:
-        return _InTurn(options._replace(keyed=None, key_required=False), decorators)
-    if decorators.keyed is None and options.keyed is not None:
-        return _InTurn(decorators, options._replace(limits=()))
-    return decorators
 
 
 def _imported_methods() -> Iterator[MethodDescriptor]:

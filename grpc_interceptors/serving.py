@@ -7,16 +7,15 @@ from time import monotonic
 from typing import Any, Self
 
 import grpc
-from grpc.aio import AbortError
+from grpc.aio import AbortError, InternalError
 
 from grpc_interceptors.call import Pairs, call_from_context
 from grpc_interceptors.context import GuardedContext
-from grpc_interceptors.incoming import Incoming, drain, let_leave
+from grpc_interceptors.incoming import Incoming, Requests, drain
 from grpc_interceptors.malformed import Malformed, MalformedRequestError, undecodable
 from grpc_interceptors.method import Method
-from grpc_interceptors.options import Asked
+from grpc_interceptors.precedence import Asked
 from grpc_interceptors.render import kept_trailers, render_error_reply, render_reject, replayed_trailers
-from grpc_interceptors.room import fit_limits
 from resilience import wire
 from resilience.errors import ResilienceError
 from resilience.pipeline import Pipeline
@@ -39,100 +38,109 @@ class Serving:
     Args:
         method: the method called.
         pipeline: the policies.
-        request: the message, the iterator, or a message to wait for once the call is admitted.
+        asked: those that concern the method.
+        request: the message, or the iterator.
         context: the real servicer context.
-        known: what is declared at the handler and beside the rpc, or None.
+        early: whether the message has yet to be waited for, once the call is admitted.
     """
 
-    __slots__ = ("_kept", "_known", "_method", "_pipeline", "_stored", "_told", "admission", "context", "request")
+    __slots__ = ("_asked", "_deadline", "_kept", "_method", "_pipeline", "_stored", "admission", "context", "request")
 
-    def __init__(self, method: Method, pipeline: Pipeline, request: Any, context: Any, known: Asked | None) -> None:
+    def __init__(
+        self, method: Method, pipeline: Pipeline, asked: Asked, request: Any, context: Any, *, early: bool
+    ) -> None:
         pairs = invocation.get()
         if pairs is None:
             pairs = context.invocation_metadata()
+        left = context.time_remaining()
+        peer = context.peer()
+        self._deadline = None if left is None or left >= _LONGEST else monotonic() + left
         self._method = method
         self._pipeline = pipeline
-        self.request = request
-        self.context = GuardedContext(context, pairs)
-        call = call_from_context(
-            method.name, pairs, self.context.peer(), request, streaming=method.streaming, safe=method.safe
-        )
-        self.admission = pipeline.admit(call)
-        self.context.instead = self._insist_on_refusal
-        self._told = (0, 0)
+        self._asked = asked
         self._kept = False
-        self._known = known
         # The reply that is about to leave, and the bytes it must leave as: what is stored is what was sent.
         self._stored: tuple[Any, bytes] | None = None
+        self.context = GuardedContext(context, pairs, peer)
+        if early:
+            request = Incoming(self.context)
+        elif method.request_streaming:
+            request = Requests(request, self.context)
+        self.request = request
+        call = call_from_context(method.name, pairs, peer, request, streaming=method.streaming, safe=method.safe)
+        self.admission = self.context.admission = pipeline.admit(call)
 
     async def __aenter__(self) -> Self:
         _serving.set(self)
+        admission = self.admission
         try:
-            await self.admission.__aenter__()
-            left = self.context.time_remaining()
-            if left is not None and left < _LONGEST and self.admission.context:
-                self.admission.context.set_deadline(monotonic() + left, monotonic)
-            self.context.add_trailers(self.admission.metadata)
-            verdict = self.admission.verdict
+            await admission.__aenter__()
+            if self._deadline is not None and admission.context:
+                admission.context.set_deadline(self._deadline, monotonic)
+            verdict = admission.verdict
             if not isinstance(verdict, Reject):
-                verdict = await self.admission.admit(self._pipeline.core)
-            if verdict is PROCEED and self._known is not None:
-                verdict = await self._known.admit(self.admission)
-            self._tell()
+                verdict = await admission.admit(self._asked.core)
+            if verdict is PROCEED and self._asked.specific is not None:
+                verdict = await self._asked.specific.admit(admission)
             if isinstance(verdict, Reject):
                 if self._method.request_streaming:
                     await drain(self.request)
-                await render_reject(verdict, self.admission, self.context)
-            if verdict is PROCEED:
-                await self._take_message()
+                await render_reject(verdict, admission, self.context)
+            if verdict is PROCEED and isinstance(self.request, (Incoming, Malformed)):
+                self.request = await _message(self.request)
+            if self._method.streaming:
+                self.context.tell()  # an interceptor further out may end it while it streams
         except BaseException as error:
-            await self.__aexit__(type(error), error)
+            await self._fail(error)
             raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
-        if isinstance(error, grpc.aio.InternalError) and not self._kept:
-            try:
-                await let_leave()  # a write fails where the client has left
-            except asyncio.CancelledError as cancelled:
-                await self.admission.__aexit__(type(cancelled))
-                raise
-        if kind is None:
-            if self._told != (len(self.admission.metadata), len(self.admission.limits)):
-                self._tell()
-            await self._settle(self._ended())
-            await self.admission.__aexit__(None)
+        if error is not None:
+            await self._fail(error)
             return
-        leaked = isinstance(error, asyncio.CancelledError) and not _is_cancelled()
-        accident = leaked or (isinstance(error, Exception) and not isinstance(error, AbortError))
-        code, told = self.context.status or grpc.StatusCode.INTERNAL, "Internal error"
+        self.context.tell()
+        if self.context.status is not None or self.admission.verdict is not PROCEED:
+            await self._settle(self._ended())
+        await self.admission.__aexit__(None)
+
+    async def _fail(self, error: BaseException) -> None:
+        """End the RPC that ``error`` ends. Raises what shall leave in its place, if anything shall."""
+        context, admission = self.context, self.admission
+        if isinstance(error, InternalError):
+            await self._fail_at_sending(error)
+        cut = isinstance(error, asyncio.CancelledError) and (context.departed or _is_cancelled())
+        accident = isinstance(error, (Exception, asyncio.CancelledError)) and not (cut or isinstance(error, AbortError))
+        code, told = context.status or grpc.StatusCode.INTERNAL, "Internal error"
         if isinstance(error, MalformedRequestError):
             code, told = error.code, str(error)
-            fields = self.admission.context.log_fields()
+            fields = admission.context.log_fields()
             logger.warning("%s was sent what it doesn't take: %s", self._method.name, told, extra=fields)
         elif accident:
-            logger.error("%s failed", self._method.name, exc_info=error, extra=self.admission.context.log_fields())
-        if isinstance(self.admission.verdict, Reject):
-            kind = None
-        elif isinstance(error, AbortError):
+            self._log_failure(error)
+        if isinstance(error, AbortError) or context.departed:
             await self._settle(self._ended())
-        await self.admission.__aexit__(kind)
+        await admission.__aexit__(None if isinstance(admission.verdict, Reject) else type(error))
         if accident:
             # Exception text may hold anything; a CancelledError that leaked would leave the client without a status.
-            fit_limits(self.admission)
-            await self.context.refuse(code, told)
-        await self.context.send_held()
+            await context.refuse(code, told)
+        await context.send_held()
+        context.tell()
 
-    async def _take_message(self) -> None:
-        if isinstance(self.request, Incoming):
-            self.request = await self.request.message()
-        if isinstance(self.request, Malformed):
-            raise undecodable()
+    async def _fail_at_sending(self, error: InternalError) -> None:
+        """End an RPC whose client could not be sent something: most likely it has left, and a status will tell."""
+        try:
+            await self.context.refuse(grpc.StatusCode.INTERNAL, "Internal error")
+        except AbortError:
+            self._log_failure(error)
+            await self.admission.__aexit__(type(error))
+            raise
+        except asyncio.CancelledError:
+            await self.admission.__aexit__(asyncio.CancelledError)
+            raise
 
-    def _tell(self) -> None:
-        fit_limits(self.admission)
-        self._told = (len(self.admission.metadata), len(self.admission.limits))
-        self.context.tell()
+    def _log_failure(self, error: BaseException) -> None:
+        logger.error("%s failed", self._method.name, exc_info=error, extra=self.admission.context.log_fields())
 
     async def _settle(self, outcome: Outcome) -> None:
         if not self._kept:
@@ -157,13 +165,8 @@ class Serving:
             self.context.set_details("Internal error")
             if lone:
                 return b""  # grpc asks last for the bytes of a lone reply, and then for the status
+            self.context.tell()
             raise ResilienceError("Internal error") from error
-
-    async def _insist_on_refusal(self) -> None:
-        fit_limits(self.admission)
-        # An interceptor further in, which maps exceptions to statuses, has caught a refusal.
-        if isinstance(self.admission.verdict, Reject):
-            await render_reject(self.admission.verdict, self.admission, self.context)
 
     async def answer(self, verdict: Verdict) -> Any:
         """Return, or abort with, what a policy answers in the handler's place."""
@@ -224,6 +227,14 @@ class Serving:
         if not task.cancelled() and task.exception() is not None and not isinstance(task.exception(), AbortError):
             fields = self.admission.context.log_fields()
             logger.error("%s failed after its client left", self._method.name, exc_info=task.exception(), extra=fields)
+
+
+async def _message(request: Any) -> Any:
+    if isinstance(request, Incoming):
+        request = await request.message()
+    if isinstance(request, Malformed):
+        raise undecodable()
+    return request
 
 
 def guarded(serializer: Any, *, lone: bool) -> Any:

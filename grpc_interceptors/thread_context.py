@@ -1,6 +1,5 @@
 """Floor 4: what a handler in a thread is given: the methods of ``grpc.ServicerContext``, and requests to iterate."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
 from time import monotonic
@@ -15,10 +14,6 @@ if TYPE_CHECKING:
     from grpc_interceptors.bridge import Bridge
 
 _END = object()
-
-# grpc tells the end of the requests just before it tells that the client cancelled, and a coroutine is cut at its next
-# await. A thread isn't, and would take half a stream for the whole: so the cancellation gets a chance to arrive.
-_TICKS = 4
 
 
 class ThreadContext:
@@ -127,7 +122,4 @@ class ThreadRequests:
     async def _next(self) -> Any:
         if not hasattr(self._requests, "__anext__"):
             self._requests = aiter(self._requests)
-        message = await anext(self._requests, _END)
-        for _ in range(_TICKS if message is _END else 0):
-            await asyncio.sleep(0)
-        return message
+        return await anext(self._requests, _END)

@@ -11,10 +11,9 @@ from typing import Any
 import grpc
 
 from grpc_interceptors.bridge import bridged
-from grpc_interceptors.incoming import Incoming
 from grpc_interceptors.malformed import decoder
 from grpc_interceptors.method import Handler, Method
-from grpc_interceptors.options import in_precedence
+from grpc_interceptors.precedence import in_precedence
 from grpc_interceptors.serving import Serving, guarded
 from resilience.admission import Refused
 from resilience.decorators import declared
@@ -36,15 +35,14 @@ def wrap(
             further out, one of the kind that takes a stream of requests.
     """
     inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-    known = in_precedence(declared(inner), method.beside)
+    asked = in_precedence(pipeline, method.name, declared(inner), method.beside)
     if not (isasyncgenfunction(inner) or iscoroutinefunction(inner)):
         inner = bridged(inner, executor, streams=bool(handler.response_streaming))
 
     early = before_body and not method.request_streaming
 
     async def reply_once(request: Any, context: Any) -> Any:
-        awaited = Incoming(context) if early else request
-        async with Serving(method, pipeline, awaited, context, known) as serving:
+        async with Serving(method, pipeline, asked, request, context, early=early) as serving:
             if serving.admission.verdict is not PROCEED:
                 return await serving.answer(serving.admission.verdict)
             try:
@@ -55,9 +53,8 @@ def wrap(
                 return await serving.answer(refused.verdict)
 
     async def reply_many(request: Any, context: Any) -> Any:
-        awaited = Incoming(context) if early else request
         async with (
-            Serving(method, pipeline, awaited, context, known) as serving,
+            Serving(method, pipeline, asked, request, context, early=early) as serving,
             aclosing(inner(serving.request, serving.context)) as made,
         ):
             try:

@@ -6,7 +6,7 @@ The doors are ``http_middleware`` and ``grpc_interceptors``; this package import
 from resilience.admission import Admission, Policy
 from resilience.background import bind_context
 from resilience.call import Call, Metadata
-from resilience.caller import api_key
+from resilience.caller import api_key, by_user
 from resilience.checks import check_database, check_redis
 from resilience.context import (
     ContextSnapshot,
@@ -21,6 +21,7 @@ from resilience.context import (
     set_context_user,
 )
 from resilience.decisions.idempotency import generate_idempotency_key
+from resilience.decisions.idempotency_record import Standing
 from resilience.decisions.quota import Quota, Usage
 from resilience.decisions.readiness import HealthStatus
 from resilience.decorators import idempotent, rate_limit
@@ -37,6 +38,7 @@ from resilience.pipeline import Pipeline
 from resilience.policies.idempotency import IdempotencyPolicy
 from resilience.policies.operation import RunningOperation, running_operation
 from resilience.policies.rate_limit import RateLimitPolicy
+from resilience.policies.records import IdempotencyRecords
 from resilience.policies.request_context import RequestContextPolicy
 from resilience.policies.rule import Rule
 from resilience.policies.selective import Selective
@@ -58,6 +60,7 @@ __all__ = [
     "HealthReport",
     "HealthStatus",
     "IdempotencyPolicy",
+    "IdempotencyRecords",
     "IdempotencyStore",
     "MemoryStore",
     "Metadata",
@@ -79,6 +82,7 @@ __all__ = [
     "Rule",
     "RunningOperation",
     "Selective",
+    "Standing",
     "Store",
     "StoreUnavailableError",
     "Usage",
@@ -86,6 +90,7 @@ __all__ = [
     "add_request_context",
     "api_key",
     "bind_context",
+    "by_user",
     "check_database",
     "check_redis",
     "copy_context",

@@ -5,7 +5,5 @@ import sys
 
 from resilience.probe.command import main
 
-code = main(sys.argv[1:])
-sys.stderr.flush()
 # Not sys.exit: that would wait for a name to resolve, long after its time was up.
-os._exit(code)
+os._exit(main(sys.argv[1:]))

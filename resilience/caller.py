@@ -38,12 +38,17 @@ def by_caller(call: Call, context: RequestContext, identify: Identify) -> str:
     may hold personal data, so it must not reach a log or a label.
     """
     if context.user_id is not None:
-        tenant = context.tenant_id or ""
-        return f"user:{len(tenant)}:{tenant}:{context.user_id}"
+        return by_user(context.user_id, context.tenant_id)
     identity = identify(call)
     if identity is not None:
         return f"id:{identity}"
     return by_address(call)
+
+
+def by_user(user_id: str, tenant_id: str | None = None) -> str:
+    """Name an authenticated user, as ``set_context_user`` names the one of a call."""
+    tenant = tenant_id or ""
+    return f"user:{len(tenant)}:{tenant}:{user_id}"
 
 
 def by_address(call: Call) -> str:

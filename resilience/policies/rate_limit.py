@@ -98,6 +98,28 @@ class RateLimitPolicy:
                 return verdict
         return await self._observe(call, admission) if self._shadows else PROCEED
 
+    async def take(self, wants: Sequence[Want]) -> list[Usage | None]:
+        """Take for a call that meets no door: all that is wanted or nothing; None for what nobody counts meanwhile.
+
+        Args:
+            wants: of rules of this policy, but not of ``concurrency``: no call ends that would give a permit back.
+
+        Raises:
+            StoreUnavailableError: the store is gone, and a rule that is wanted is closed meanwhile.
+        """
+        try:
+            usages = await self.store.acquire(wants)
+        except StoreUnavailableError as error:
+            self._outage.began(error)
+            ways = [self._on_outage[want.rule] for want in wants]
+            if "closed" in ways:
+                raise
+            local = self._local_wants(wants)
+            counted = iter(await self._locally()[0].acquire(local) if local else ())
+            return [next(counted) if way == "local" else None for way in ways]
+        self._outage.ended()
+        return list(usages)
+
     def at_edge(self) -> "RateLimitPolicy | None":
         """Return a policy of the rules that are asked at the edge, or None where there are none."""
         return self._at("edge")
@@ -165,18 +187,24 @@ class RateLimitPolicy:
         ways = {self._on_outage[want.rule] for want in wants}
         if "closed" in ways:
             return Reject(Reason.STORE_UNAVAILABLE, "The service can't check its limits right now", _TRY_AGAIN)
-        local = [
+        local = self._local_wants(wants)
+        if not local:
+            return PROCEED
+        memory, permits = self._locally()
+        return self._judge(local, await memory.acquire(local), admission, permits)
+
+    def _local_wants(self, wants: Sequence[Want]) -> list[Want]:
+        return [
             want._replace(quota=_share(want.quota, self._replicas))
             for want in wants
             if self._on_outage[want.rule] == "local"
         ]
-        if not local:
-            return PROCEED
+
+    def _locally(self) -> tuple[MemoryStore, PermitHolder]:
         if self._local is None:
             memory = MemoryStore()
             self._local = memory, PermitHolder(memory, self._holders)
-        memory, permits = self._local
-        return self._judge(local, await memory.acquire(local), admission, permits)
+        return self._local
 
     def _judge(
         self, wants: Sequence[Want], usages: Sequence[Usage], admission: Admission, permits: PermitHolder

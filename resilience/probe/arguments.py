@@ -67,7 +67,6 @@ def usage() -> str:
             "usage: python -m resilience probe [FLAGS] http[s]://HOST[:PORT]/PATH | grpc[s]://HOST:PORT[/SERVICE]",
             "Exits with 0: serving, 1: wrong arguments, 2: no connection, 3: no answer or an error, 4: not serving.",
             *lines,
-            "",
         ]
     )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import grpc
 
 _CHECK = "/grpc.health.v1.Health/Check"
+_NAME = re.compile(r"[0-9a-z_.-]+")
 _STATUSES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
 
 
@@ -73,6 +75,7 @@ def _files(options: ProbeOptions) -> dict[str, bytes | None]:
 async def _check(options: ProbeOptions, channel: "grpc.aio.Channel") -> Ended:
     import grpc  # noqa: PLC0415 - as above
 
+    metadata = _metadata(options)
     ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_CHECK)
     started = perf_counter()
     try:
@@ -81,8 +84,10 @@ async def _check(options: ProbeOptions, channel: "grpc.aio.Channel") -> Ended:
     except TimeoutError as error:
         return not_connected(options, error)
     connected = perf_counter()
+    if not all(_NAME.fullmatch(name) for name, _ in metadata):
+        return Ended(NO_ANSWER, "error: health rpc failed: -rpc-header has a name that can't be sent")
     try:
-        reply = await ask(_request(options.service), timeout=options.rpc_timeout, metadata=_metadata(options))
+        reply = await ask(_request(options.service), timeout=options.rpc_timeout, metadata=metadata)
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return answered_late(options)

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: ``probe``, its flags and its target.
     """
     if arguments[:1] != ["probe"] or {"-h", "-help", "--help"}.intersection(arguments):
-        sys.stderr.write(usage())
+        _say(usage())
         return BAD_ARGUMENTS
     try:
         ended = _probe(parse(arguments[1:]))
@@ -34,8 +34,16 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:
         ended = Ended(NO_ANSWER, f"error: {type(error).__name__}")
     # A server says what it likes, and the line of a log is one line.
-    sys.stderr.write("".join(c if c.isprintable() else "?" for c in ended.said) + "\n")
+    _say("".join(c if c.isprintable() else "?" for c in ended.said))
     return ended.code
+
+
+def _say(text: str) -> None:
+    # What can't be said changes nothing about the exit code, which is the answer.
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
 
 def _probe(options: ProbeOptions) -> Ended:

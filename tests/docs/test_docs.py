@@ -35,11 +35,11 @@ def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
     assert not missing
 
 
-def test_the_wire_page_is_rendered_from_the_table() -> None:
-    page = subprocess.run(
-        [sys.executable, "-m", "docs.wire_page"], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    assert (ROOT / "docs" / "wire.md").read_text() == page.stdout, "Run ./dev docs."
+@pytest.mark.parametrize(("page", "module"), [("wire.md", "wire_page"), ("idempotency-machine.md", "machine_page")])
+def test_a_page_that_is_rendered_from_a_table_is_up_to_date(page: str, module: str) -> None:
+    command = [sys.executable, "-m", f"docs.{module}"]
+    rendered = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert (ROOT / "docs" / page).read_text() == rendered.stdout, "Run ./dev docs."
 
 
 def test_the_readme_runs_both_doors_and_names_the_two_commands() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from examples.payments.launch import launch
+from grpc_interceptors import health_server
+from resilience import HealthChecker
 from resilience.probe.arguments import parse
 from resilience.probe.command import main
 
@@ -164,6 +166,12 @@ def test_the_secret_of_a_target_is_not_told(capsys: pytest.CaptureFixture[str]) 
     assert "s3cr3t" not in capsys.readouterr().err
 
 
+def test_nobody_to_tell_changes_no_exit_code() -> None:
+    command = [sys.executable, "-m", "resilience", "probe", "http://127.0.0.1:1/"]
+    closed = subprocess.run(["/bin/sh", "-c", '"$@" 2>&-', "sh", *command], cwd=ROOT, check=False)
+    assert closed.returncode == NO_CONNECTION
+
+
 def test_no_command_is_help_and_not_success(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == BAD_ARGUMENTS
     assert capsys.readouterr().err.startswith("usage: python -m resilience probe")
@@ -200,6 +208,33 @@ def test_without_grpc_a_probe_over_it_names_the_extra() -> None:
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True)
     assert ended.returncode == BAD_ARGUMENTS
     assert b"grpc-http-resilience[grpc]" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (["-v"], SERVING, "status: SERVING (connect="),
+        (["-service=shop.v1.Orders", "-gzip"], SERVING, "status: SERVING"),
+        (["-service=shop.v1.Stock"], NOT_SERVING, "service unhealthy (responded with NOT_SERVING)"),
+        (["-service=" + "a" * 300], NO_ANSWER, "error: health rpc failed: NOT_FOUND: Unknown service"),
+        (["-rpc-header=a b: c"], NO_ANSWER, "can't be sent"),
+        (["-tls", "-tls-no-verify", "-connect-timeout=200ms"], NO_CONNECTION, "timeout: no connection to 127.0.0.1:"),
+    ],
+)
+async def test_an_answer_over_grpc_has_its_exit_code_and_one_line(
+    flags: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRPC_VERBOSITY", "NONE")  # the probe would set it for good
+    checker = HealthChecker()
+    checker.add_check("stock", lambda: False, services=("shop.v1.Stock",))
+    server = health_server(checker, ["shop.v1.Orders"])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        assert await probed(f"grpc://127.0.0.1:{port}", *PATIENT, *flags) == code
+    finally:
+        await server.stop(None)
+    assert said in capsys.readouterr().err
 
 
 async def test_the_demo_passes_until_it_drains_over_both_protocols(tmp_path: Path) -> None:

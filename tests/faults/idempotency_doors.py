@@ -130,10 +130,9 @@ class GrpcDoor:
         sent = b"".join(_field(name, value) for name, value in payload.items())
         path = f"/{SERVICE}/{to}"
         body = b""
-        if to == "stream":
-            call: Any = worker.channel.unary_stream(path)(sent, metadata=pairs, timeout=patience)
-        else:
-            call = worker.channel.unary_unary(path)(sent, metadata=pairs, timeout=patience)
+        channel: Any = worker.channel
+        start = channel.unary_stream(path) if to == "stream" else channel.unary_unary(path)
+        call = start(sent, metadata=pairs, timeout=patience)
         try:
             body = b"".join([part async for part in call]) if to == "stream" else await call
         except grpc.aio.AioRpcError:
@@ -163,7 +162,7 @@ def _read(code: grpc.StatusCode, details: str, body: bytes, metadata: tuple[tupl
     told = "replayed" if any(name == "x-idempotent-replayed" for name, _ in metadata) else "ran"
     match code:
         case grpc.StatusCode.OK:
-            return Answer(told, code.name, Struct.FromString(body)["run"], body, metadata)
+            return Answer(told, code.name, str(Struct.FromString(body)["run"]), body, metadata)
         case grpc.StatusCode.NOT_FOUND:
             return Answer(told, code.name, details, details.encode(), metadata)
         case _ if any(name == "x-request-id" for name, _ in metadata):

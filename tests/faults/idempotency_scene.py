@@ -19,6 +19,7 @@ from tests.faults.idempotency_doors import Answer
 from tests.faults.idempotency_ledger import Ledger
 from tests.support.redis_servers import RedisServer, binary
 
+IN_PROGRESS, GONE = "idempotency_in_progress", "store_unavailable"
 ROOT = Path(__file__).parents[2]
 _START, _STOP = 30.0, 20.0
 _PATIENCE = 15.0

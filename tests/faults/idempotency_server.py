@@ -32,7 +32,7 @@ from resilience.verdict import Reply
 from tests.faults.idempotency_ledger import Pen
 
 SERVICE = "faults.Orders"
-OPERATIONS = ("reexecute", "refuse", "short", "tombstone", "stream")
+OPERATIONS = ("reexecute", "refuse", "patient", "short", "tombstone", "stream")
 MAX_REPLY = 4096
 CHUNKS = 3
 COOKIES = (("set-cookie", "a=1"), ("set-cookie", "b=2"))
@@ -240,6 +240,7 @@ async def main(options: dict[str, Any]) -> None:
     store.lies = options.get("lies", "")
     lease: float = options["lease"]
     known: dict[str, dict[str, Any]] = {name: {"lease": lease, "max_reply": MAX_REPLY} for name in OPERATIONS}
+    known["patient"]["lease"] = 30.0
     known["refuse"]["takeover"] = "refuse"
     known["short"]["ttl"] = known["tombstone"]["ttl"] = lease
     known["tombstone"]["tombstone"] = 60.0

@@ -15,15 +15,14 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.idempotency_doors import DOORS, OTHER, PAYLOAD, Answer, Door, tally
-from tests.faults.idempotency_scene import Worker, World, refuses_connections, retried, until, world
+from tests.faults.idempotency_scene import GONE, IN_PROGRESS, Worker, World, refuses_connections, retried, until, world
 from tests.faults.idempotency_server import COOKIES, HEADERS, MAX_REPLY, TRAILERS
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
-LEASE = 1.0
+LEASE = 1.5
 SLACK = 1.0  # Seconds that a busy machine, or a waiting twin's next look, may add to a bound.
 DEADLINE = 0.25  # What a store may take for a step.
-IN_PROGRESS, GONE = "idempotency_in_progress", "store_unavailable"
 MISMATCH, ABANDONED = "idempotency_payload_mismatch", "idempotency_abandoned"
 NOT_REPLAYABLE = "idempotency_not_replayable"
 
@@ -35,9 +34,9 @@ SAFE: dict[str, tuple[str, ...]] = {
         "1 run; 1 ran, 99 waited for its reply; replay",
     ),
     "a'": ("instant handlers: 120 keys, 5 twins each", "0 ran twice, 0 errors"),
-    "b before": ("kill -9 between claim and handler", "blocked for a lease at most; epoch 2 | abandoned"),
-    "b in": ("kill -9 after the side effect", "blocked for a lease at most; epoch 2 | abandoned"),
-    "b after": ("kill -9 with the reply stored, unsent", "replay | replay"),
+    "b before": ("kill -9 between claim and handler", "blocked for a lease at most; then epoch 2, or abandoned"),
+    "b in": ("kill -9 after the side effect", "blocked for a lease at most; then epoch 2, or abandoned"),
+    "b after": ("kill -9 with the reply stored, unsent", "replay, or replay"),
     "b 422": ("another payload meanwhile", "refused"),
     "c": ("another payload after / during", "refused / refused"),
     "c'": ("the same payload in another order", "replay"),
@@ -202,9 +201,9 @@ async def test_b_a_killed_worker_blocks_a_key_for_one_lease(scene: World, door: 
     for row, site in (("b before", "before"), ("b in", "run"), ("b after", "after")):
         (first, freed), (second, refused) = found[site, "reexecute"], found[site, "refuse"]
         blocked = max(freed, refused) - killed
-        bound = "" if site == "after" else "blocked for a lease at most; "
+        bound = "" if site == "after" else "blocked for a lease at most; then "
         assert blocked < LEASE + SLACK, f"blocked for {blocked:.2f} s"
-        table.tell(row, door, f"{bound}{first} | {second}")
+        table.tell(row, door, f"{bound}{first}, or {second}")
 
 
 async def test_c_another_payload_is_refused_after_and_during(scene: World, door: Door, key: str, table: Table) -> None:
@@ -218,7 +217,7 @@ async def test_c_another_payload_is_refused_after_and_during(scene: World, door:
     cells = ["refused" if tally(told) == {MISMATCH: 2} else str(told) for told in (after, during)]
     assert len(scene.ledger.runs(name_of(key))) == 1
     table.tell("c", door, " / ".join(cells))
-    again = await door.post(two, key, payload=dict(reversed(PAYLOAD.items())))
+    again = await door.post(two, key, payload=dict(reversed([*PAYLOAD.items()])))
     table.tell("c'", door, "replay" if again.told == "replayed" and again.body == (await first).body else str(again))
 
 
@@ -272,10 +271,10 @@ async def test_d_without_redis_a_call_is_refused_and_does_not_run(
 
 
 async def test_d_a_frozen_redis_costs_one_deadline(scene: World, door: Door, key: str, table: Table) -> None:
-    """Frozen before the claim, and between claim and end. A claim may arrive when it thaws, from one who has left."""
+    """Frozen before the claim, and between claim and end. A claim that was given up arrives when it thaws."""
     one, two = scene.workers
     late = f"{key}-late"
-    call = place(door, one, late, hold=["run"])
+    call = place(door, one, late, to="patient", hold=["run"])
     note = await scene.ledger.seen(name_of(late))
     scene.redis.signal(signal.SIGSTOP)
     try:
@@ -287,7 +286,7 @@ async def test_d_a_frozen_redis_costs_one_deadline(scene: World, door: Door, key
         scene.redis.signal(signal.SIGCONT)
     after, _ = await retried(lambda: door.post(two, key), GONE, IN_PROGRESS)
     again, _ = await retried(lambda: door.post(one, key), GONE)
-    kept, _ = await retried(lambda: door.post(two, late), GONE, IN_PROGRESS)
+    kept, _ = await retried(lambda: door.post(two, late, to="patient"), GONE, IN_PROGRESS)
     runs = len(scene.ledger.runs(name_of(key)))
     thawed = (after.told, again.told) == ("ran", "replayed") and after.body == again.body
     words = "refused within the deadline" if refused.told == GONE else str(refused)
@@ -338,8 +337,8 @@ async def test_e_a_stalled_owner_neither_overwrites_nor_frees_its_successor(
     owns = {kind: await old for kind, old in olds.items()}
     for kind in kinds:
         if kind[1] == "runs":
-            at_both = [await door.post(worker, names[kind], patience=1.0) for worker in (stalled, other)]
-            assert tally(at_both) == {IN_PROGRESS: 2}, kind
+            twins = (door.post(worker, names[kind], patience=1.0) for worker in (stalled, other))
+            assert tally(await asyncio.gather(*twins)) == {IN_PROGRESS: 2}, kind
             scene.ledger.release(winners[kind])
     for kind in kinds:
         won = await news[kind]
@@ -451,9 +450,8 @@ async def test_j_a_stream_is_kept_or_refused_and_never_runs_again(
         refused = answer.told == "idempotency_key_malformed" and not scene.ledger.runs(name_of(key))
         table.tell("j", door, "a key on a stream is refused, no run" if refused else str(answer))
         return
-    short, long = (
-        [await door.post(worker, f"{key}-{end}", end=end) for worker in (one, two)] for end in ("stream", "long")
-    )
+    short = [await door.post(worker, f"{key}-stream", end="stream") for worker in (one, two)]
+    long = [await door.post(worker, f"{key}-long", end="long") for worker in (one, two)]
     runs = {len(scene.ledger.runs(name_of(f"{key}-{end}"))) for end in ("stream", "long")}
     assert (short[0].told, long[0].told) == ("ran", "ran")
     assert short[0].body.startswith(b"   {")
@@ -478,12 +476,11 @@ async def test_l_after_its_ttl_a_key_is_new_or_known_to_be_old(
 ) -> None:
     one, two = scene.workers
     firsts = [await door.post(one, key, to=to) for to in ("short", "tombstone")]
-    kept_at = monotonic()
     assert [answer.told for answer in firsts] == ["ran", "ran"]
     (again, lived), (late, remembered) = await asyncio.gather(
         *(retried(lambda to=to: door.post(two, key, to=to), "replayed") for to in ("short", "tombstone"))  # type: ignore[misc] # as above
     )
-    assert min(lived, remembered) > LEASE - (monotonic() - kept_at - max(lived, remembered)) - 0.5
+    assert min(lived, remembered) > LEASE / 2
     runs = len(scene.ledger.runs(name_of(key)))
     word = "runs again" if again.told == "ran" and again.run != firsts[0].run else str(again)
     then = "not replayable, 1 run" if late.told == NOT_REPLAYABLE and runs == 3 else f"{late}, {runs} runs"

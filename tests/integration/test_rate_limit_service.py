@@ -353,6 +353,18 @@ async def test_without_its_store_a_rule_does_what_it_declares(way: Any, codes: l
         assert (await asking.ask({"user": "alice"})).overall_code == OK
 
 
+async def test_without_the_store_the_gateway_and_http_share_this_processs_part() -> None:
+    store = FaultyStore(MemoryStore(clock=ManualClock()))
+    policy = RateLimitPolicy(store, [Rule("6/minute", on_outage="local")], replicas=3)
+    app = shop(policy)
+    async with gateway(policy) as asking:
+        store.down = True
+        assert (await asking.ask({"user": "alice"})).overall_code == OK
+        assert await status(app, x_user="alice") == 200
+        assert (await asking.ask({"user": "alice"})).overall_code == OVER
+        assert await status(app, x_user="alice") == 429
+
+
 async def test_one_closed_rule_closes_a_request_whose_store_is_gone() -> None:
     store = FaultyStore(MemoryStore(clock=ManualClock()))
     rules = [Rule("1/minute", on_outage="closed", name="shut"), Rule("1/minute", key=address, name="ajar")]

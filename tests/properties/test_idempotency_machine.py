@@ -105,7 +105,13 @@ class Model:
         return answer
 
     def _answer(self, row: Row, told: Told, held: Held | None, epoch: int, now: float) -> Claim | bool:
-        plain = {"mismatched": Mismatched(), "abandoned": Abandoned(), "expired": Expired(), "yes": True, "no": False}
+        plain: dict[str, Claim | bool] = {
+            "mismatched": Mismatched(),
+            "abandoned": Abandoned(),
+            "expired": Expired(),
+            "yes": True,
+            "no": False,
+        }
         match row.answer:
             case "claimed":
                 return Claimed(epoch)
@@ -252,6 +258,11 @@ WAYS: dict[str, list[tuple[Told, float]]] = {
     "in progress": [(FIRST, 9.5)],
     "abandoned": [(FIRST, 10.0)],
     "completed": [(FIRST, 1.0), (FIRST._replace(kind="complete"), 59.5)],
+    "completed by the second": [
+        (FIRST, 10.0),
+        (FIRST._replace(token="bob"), 1.0),  # noqa: S106 - a fencing token
+        (FIRST._replace(kind="complete", token="bob"), 1.0),  # noqa: S106
+    ],
     "resolved": [(FIRST, 10.0), (FIRST._replace(kind="resolve"), 1.0)],
     "expired": [(FIRST, 0.0), (FIRST._replace(kind="complete"), 60.0)],
     "gone": [(FIRST._replace(kind="complete"), 90.0)],
@@ -317,10 +328,11 @@ class IdempotencyMachine(RuleBasedStateMachine):
     sent: Bundle[Told] = Bundle("sent")
     ordered: Bundle[Told] = Bundle("ordered")
 
-    def __init__(self, server: Server) -> None:
+    server: Server
+
+    def __init__(self) -> None:
         super().__init__()
-        self.run_soon = server.world.runner.run
-        self.together = Together(server.store)
+        self.together = Together(self.server.store)
         self.stalled = False
         self.lives = dict.fromkeys(PRINTS, 1)
 
@@ -328,7 +340,7 @@ class IdempotencyMachine(RuleBasedStateMachine):
         """Tell all three; None from when on the machine under the test was too slow to tell anything."""
         if not self.stalled:
             try:
-                said = self.run_soon(self.together.tell(told))
+                said = self.server.world.runner.run(self.together.tell(told))
             except Stalled:
                 self.stalled = True
             else:
@@ -408,11 +420,11 @@ class IdempotencyMachine(RuleBasedStateMachine):
         self.together.clock.advance(seconds)
 
 
-def agree(server: Server, examples: int, steps: int) -> None:
-    run_state_machine_as_test(
-        lambda: IdempotencyMachine(server),
-        settings=settings(some(examples), stateful_step_count=steps),
-    )
+def agree(on: Server, examples: int, steps: int) -> None:
+    class Here(IdempotencyMachine):
+        server = on
+
+    run_state_machine_as_test(Here, settings=settings(some(examples), stateful_step_count=steps))
 
 
 def test_table_memory_and_redis_agree_whatever_happens(server: Server) -> None:
