@@ -49,7 +49,7 @@ def _line(row: Row) -> str:
     asked = [] if row.by == "any" else [{"owner": "the owner", "other": "another"}[row.by]]
     asked += [] if row.payload == "any" else [f"{row.payload} payload"]
     asked += [] if row.takeover == "any" else [f"policy `{row.takeover}`"]
-    then = "as it was" if row.then is None else row.then
+    then: str = row.then or "as it was"
     if row.then == "in_progress" or row.epoch != "kept":
         then += {"first": ", epoch 1", "raised": ", epoch + 1", "kept": ""}[row.epoch]
     cells = (row.name, row.command, ", ".join(row.states), ", ".join(asked) or "anyone", row.answer, then, row.why)

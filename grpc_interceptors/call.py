@@ -1,11 +1,12 @@
 """Floor 4: from an RPC to a call. Reads the metadata once; serialises a request only where a policy asks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
 from grpc_interceptors.incoming import Incoming
+from grpc_interceptors.method import Method
 from resilience.call import Call
 from resilience.errors import PayloadTooLargeError
 
@@ -15,54 +16,49 @@ Pairs = Sequence[tuple[str, str | bytes]]
 class InvocationMetadata:
     """What the client sent beside the message. Of a name that is sent twice, the first counts."""
 
-    __slots__ = ("_first", "_pairs")
+    __slots__ = ("_pairs", "get")
 
     def __init__(self, pairs: Pairs) -> None:
         self._pairs = pairs
-        self._first: dict[str, str | bytes] | None = None
-
-    def get(self, name: str) -> str | None:
-        """Return the first value sent under ``name``, or None."""
-        if self._first is None:
-            self._first = dict(reversed(self._pairs))
-        value = self._first.get(name)
-        return value.decode("latin-1") if isinstance(value, bytes) else value
+        first = {name: value if type(value) is str else _text(value) for name, value in reversed(pairs)}
+        self.get: Callable[[str], str | None] = first.get
+        """Return the first value sent under a name, or None."""
 
     def get_all(self, name: str) -> list[str]:
         """Return every value sent under ``name``, in order."""
-        found = (value for key, value in self._pairs if key == name)
-        return [value.decode("latin-1") if isinstance(value, bytes) else value for value in found]
+        return [_text(value) for key, value in self._pairs if key == name]
 
 
-def call_from_context(method: str, pairs: Pairs, peer: str, request: Any, *, streaming: bool, safe: bool) -> Call:
+def call_from_context(method: Method, pairs: Pairs, peer: str, request: Any) -> Call:
     """Build the call of one RPC.
 
     Args:
-        method: the full name, ``/pkg.Service/Method``; a registered one.
+        method: the method called; a registered one.
         pairs: the invocation metadata.
         peer: as ``ServicerContext.peer()`` tells it.
         request: the message, one to wait for, or the iterator of a request stream.
-        streaming: True unless both sides send one message.
-        safe: True where the method declares NO_SIDE_EFFECTS.
     """
     return Call(
         "grpc",
-        method,
+        method.name,
         InvocationMetadata(pairs),
         peer=address_of(peer),
-        streaming=streaming,
-        safe=safe,
+        streaming=method.streaming,
+        safe=method.safe,
         payload=partial(_payload, request),
     )
 
 
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("latin-1")
+
+
 def address_of(peer: str) -> str | None:
     """Return the address in a peer: ``ipv4:10.0.0.1:5000``, ``ipv6:[::1]:5000`` (percent-encoded or not), else None."""
-    kind, _, rest = peer.partition(":")
-    if kind == "ipv4":
-        return rest.rpartition(":")[0]
-    if kind == "ipv6":
-        return unquote(rest).rpartition(":")[0].strip("[]")
+    if peer.startswith("ipv4:"):
+        return peer[5 : peer.rfind(":")]
+    if peer.startswith("ipv6:"):
+        return unquote(peer[5:]).rpartition(":")[0].strip("[]")
     return None
 
 

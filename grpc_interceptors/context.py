@@ -69,7 +69,8 @@ class GuardedContext:
 
     def tell(self) -> None:
         """Hand the trailers, as they are now, to the RPC."""
-        if self._alive():
+        rpc = self._rpc()
+        if self._live and rpc is not None and not rpc.done():
             self._context.set_trailing_metadata(self._merged())
 
     def hold(self) -> None:
@@ -108,7 +109,7 @@ class GuardedContext:
 
     def set_trailing_metadata(self, trailing_metadata: Trailers) -> None:
         """Send these with whatever ends the RPC, beside ours."""
-        self._theirs = tuple(trailing_metadata)
+        self._theirs = _checked(trailing_metadata)
         self.tell()
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Trailers = ()) -> NoReturn:
@@ -118,8 +119,8 @@ class GuardedContext:
             raise Refused(self.admission.verdict)
         if code is grpc.StatusCode.OK:
             raise ValueError("An RPC can't be aborted with OK; grpc would leave its client without a status")
-        self.status, self._details, self.aborted = code, details, True
-        self._theirs = _merge(self._theirs, tuple(trailing_metadata))
+        theirs = _merge(self._theirs, _checked(trailing_metadata))
+        self.status, self._details, self.aborted, self._theirs = code, details, True, theirs
         if self._held or not self._alive():
             raise AbortError(details)
         await self._end(code, details, self._merged())
@@ -130,11 +131,10 @@ class GuardedContext:
 
     async def send_initial_metadata(self, initial_metadata: Trailers) -> None:
         """Send the initial metadata now. After it, the client doesn't retry by itself."""
-        sent = tuple(initial_metadata)
+        sent = _checked(initial_metadata)
         try:
             await self._context.send_initial_metadata(sent)
         except InternalError:
-            _check_legal(sent)
             if not self._held:  # what is kept goes on without its client
                 raise
 
@@ -219,15 +219,13 @@ class GuardedContext:
 
     async def _end(self, code: Any, details: str, trailers: tuple[tuple[str, str | bytes], ...]) -> NoReturn:
         if self._over is None:
-            self._context.set_trailing_metadata(trailers)  # raises where they are none, before grpc thinks it is over
             try:
-                await self._context.abort(code, details)
+                await self._context.abort(code, details, trailers)
             except AbortError as error:
                 self._over = error
             except InternalError:
                 # After an attempt at a status, grpc injects no cancellation any more.
                 self._over, self.departed = asyncio.CancelledError(), True
-                _check_legal(trailers)
         raise self._over or AssertionError("abort returned")
 
     def _known(self) -> tuple[Any, Any, Mapping[str, Any]]:
@@ -239,20 +237,27 @@ class GuardedContext:
         return self._identities
 
     def _merged(self) -> tuple[tuple[str, str | bytes], ...]:
-        if len(self.admission.limits) > 1:
-            fit_limits(self.admission)
-        return _merge(tuple(self.admission.metadata), self._theirs)
+        admission = self.admission
+        if len(admission.limits) > 1:
+            fit_limits(admission)
+        ours = tuple(admission.metadata)
+        return _merge(ours, self._theirs) if self._theirs else ours
 
 
-def _check_legal(metadata: Iterable[tuple[str, str | bytes]]) -> None:
-    """Raise ValueError for what grpc does not send: it ends the RPC with INTERNAL then, as if the client had left.
+def _checked(metadata: Trailers) -> tuple[tuple[str, str | bytes], ...]:
+    """Return what a handler wants to send; grpc takes anything, and then ends the RPC as if the client had left.
 
-    Source: "gRPC over HTTP2", Custom-Metadata.
+    Raises ValueError for what can't be sent. Source: "gRPC over HTTP2", Custom-Metadata.
     """
-    for name, value in metadata:
-        text = value if isinstance(value, str) else value.decode("latin-1")
-        if not _NAME.fullmatch(name) or not (name.endswith("-bin") or _VALUE.fullmatch(text)):
+    pairs = tuple(metadata)
+    for name, value in pairs:
+        if name.endswith("-bin"):
+            legal = isinstance(value, bytes)
+        else:
+            legal = _VALUE.fullmatch(value.decode("latin-1") if isinstance(value, bytes) else value) is not None
+        if not (legal and _NAME.fullmatch(name)):
             raise ValueError(f"The metadata {name!r} can't be sent: its name or its value is illegal")
+    return pairs
 
 
 def _merge(

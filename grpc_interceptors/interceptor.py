@@ -93,12 +93,13 @@ class ResilienceInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
         name: str = handler_call_details.method
+        known = self._wrapped.get(name)
+        if known is not None and known[0] is handler:
+            invocation.set(handler_call_details.invocation_metadata)
+            return known[1]
         if handler is None or name[1:].partition("/")[0] in EXEMPT:
             return handler
         invocation.set(handler_call_details.invocation_metadata)
-        known = self._wrapped.get(name)
-        if known is not None and known[0] is handler:
-            return known[1]
         method = Method.of(name, handler, self._policies)
         wrapped = wrap(method, handler, self._pipeline, self._executor, before_body=self._before_body)
         if len(self._wrapped) < _MOST_METHODS:

@@ -12,6 +12,7 @@ Where an interceptor of somebody else's, further in, hides a decorator from the 
 and a key of the pipeline's is the pipeline's.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 from grpc_interceptors.options import Beside, Unhonoured
@@ -21,6 +22,7 @@ from resilience.call import Call
 from resilience.decorators import Declared, Make
 from resilience.pipeline import Pipeline
 from resilience.policies.idempotency import IdempotencyPolicy
+from resilience.policies.selective import Selective
 from resilience.verdict import PROCEED, Verdict
 
 
@@ -66,10 +68,19 @@ def in_precedence(pipeline: Pipeline, operation: str, decorators: Declared | Non
     """Return what is asked where a handler has ``decorators`` and its method, called ``operation``, has ``options``."""
     specific = _specific(decorators, options)
     keyed = _keyed(specific)
-    core = tuple(pipeline.core)
+    core = tuple(_selected(pipeline.core, operation))
     if keyed is not None:
         core = tuple(kept for policy in core if (kept := _below(policy, keyed, pipeline, operation)) is not None)
     return Asked(core, specific)
+
+
+def _selected(policies: Iterable[Policy], operation: str) -> Iterator[Policy]:
+    """Yield the policies that concern an operation, so that not every call has to find them out again."""
+    for policy in policies:
+        if type(policy) is not Selective:
+            yield policy
+        elif operation in policy.operations:
+            yield from _selected([policy.policy], operation)
 
 
 def _specific(decorators: Declared | None, options: Beside | None) -> Specific | None:
@@ -90,7 +101,7 @@ def _keyed(specific: Specific | None) -> Make | None:
 
 def _below(policy: Policy, keyed: Make, pipeline: Pipeline, operation: str) -> Policy | None:
     """Return what is left of a policy of the pipeline where something more specific holds the key."""
-    inner = getattr(policy, "policy", policy)
+    inner = getattr(policy, "policy", policy)  # one that somebody else's policy stands before, too
     if not isinstance(inner, IdempotencyPolicy):
         return policy
     store: Any = inner.store

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from contextvars import ContextVar
 from time import monotonic
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import grpc
 from grpc.aio import AbortError, InternalError
@@ -26,6 +26,8 @@ logger = logging.getLogger("resilience")
 invocation: ContextVar[Pairs | None] = ContextVar("resilience_invocation", default=None)
 """The running RPC's metadata, from the interceptor to the handler in one task; asking the context costs 5 us more."""
 
+_NO_MESSAGE = frozenset({Incoming, Malformed})
+
 _LONGEST = 366 * 86_400.0  # Seconds. What is over it is no deadline, and grpc's clients would take it for a past one.
 
 # From the handler to the serialiser of the same RPC, in one task.
@@ -44,7 +46,11 @@ class Serving:
         early: whether the message has yet to be waited for, once the call is admitted.
     """
 
-    __slots__ = ("_asked", "_deadline", "_kept", "_method", "_pipeline", "_stored", "admission", "context", "request")
+    # What most calls never set stands at the class.
+    stored: tuple[Any, bytes] | None = None
+    """The reply that is about to leave, and the bytes it must leave as: what is stored is what was sent."""
+    _deadline: float | None = None
+    _kept = False
 
     def __init__(
         self, method: Method, pipeline: Pipeline, asked: Asked, request: Any, context: Any, *, early: bool
@@ -53,41 +59,35 @@ class Serving:
         if pairs is None:
             pairs = context.invocation_metadata()
         left = context.time_remaining()
+        if left is not None and left < _LONGEST:
+            self._deadline = monotonic() + left
         peer = context.peer()
-        self._deadline = None if left is None or left >= _LONGEST else monotonic() + left
         self._method = method
         self._pipeline = pipeline
         self._asked = asked
-        self._kept = False
-        # The reply that is about to leave, and the bytes it must leave as: what is stored is what was sent.
-        self._stored: tuple[Any, bytes] | None = None
         self.context = GuardedContext(context, pairs, peer)
         if early:
             request = Incoming(self.context)
-        elif method.request_streaming:
-            request = Requests(request, self.context)
-        self.request = request
-        call = call_from_context(method.name, pairs, peer, request, streaming=method.streaming, safe=method.safe)
-        self.admission = self.context.admission = pipeline.admit(call)
+        self.request = Requests(request, self.context) if method.request_streaming else request
+        self.admission = self.context.admission = pipeline.admit(call_from_context(method, pairs, peer, request))
 
     async def __aenter__(self) -> Self:
         _serving.set(self)
-        admission = self.admission
+        admission, asked = self.admission, self._asked
         try:
             await admission.__aenter__()
             if self._deadline is not None and admission.context:
                 admission.context.set_deadline(self._deadline, monotonic)
             verdict = admission.verdict
-            if not isinstance(verdict, Reject):
-                verdict = await admission.admit(self._asked.core)
-            if verdict is PROCEED and self._asked.specific is not None:
-                verdict = await self._asked.specific.admit(admission)
-            if isinstance(verdict, Reject):
-                if self._method.request_streaming:
-                    await drain(self.request)
-                await render_reject(verdict, admission, self.context)
-            if verdict is PROCEED and isinstance(self.request, (Incoming, Malformed)):
-                self.request = await _message(self.request)
+            if verdict is PROCEED and asked.core:
+                verdict = await admission.admit(asked.core)
+            if verdict is PROCEED and asked.specific is not None:
+                verdict = await asked.specific.admit(admission)
+            if verdict is PROCEED:
+                if type(self.request) in _NO_MESSAGE:
+                    self.request = await _message(self.request)
+            elif isinstance(verdict, Reject):
+                await self._refuse(verdict)
             if self._method.streaming:
                 self.context.tell()  # an interceptor further out may end it while it streams
         except BaseException as error:
@@ -103,6 +103,11 @@ class Serving:
         if self.context.status is not None or self.admission.verdict is not PROCEED:
             await self._settle(self._ended())
         await self.admission.__aexit__(None)
+
+    async def _refuse(self, reject: Reject) -> NoReturn:
+        if self._method.request_streaming:
+            await drain(self.request)
+        await render_reject(reject, self.admission, self.context)
 
     async def _fail(self, error: BaseException) -> None:
         """End the RPC that ``error`` ends. Raises what shall leave in its place, if anything shall."""
@@ -152,21 +157,16 @@ class Serving:
         code = 0 if self.context.status is None else self.context.status.value[0]
         return Outcome("completed" if wire.is_final_grpc(code) else "failed")
 
-    def serialize(self, message: Any, serializer: Any, *, lone: bool) -> bytes:
-        """Turn a reply into its bytes, for grpc; an error in it is told like any other of the handler."""
-        if self._stored is not None and self._stored[0] is message:
-            return self._stored[1]
-        try:
-            return _bytes_of(message, serializer)
-        except Exception as error:
-            fields = self.admission.context.log_fields()
-            logger.exception("%s made a reply that can't be serialised", self._method.name, extra=fields)
-            self.context.set_code(grpc.StatusCode.INTERNAL)
-            self.context.set_details("Internal error")
-            if lone:
-                return b""  # grpc asks last for the bytes of a lone reply, and then for the status
-            self.context.tell()
-            raise ResilienceError("Internal error") from error
+    def fail_to_serialize(self, error: Exception, *, lone: bool) -> bytes:
+        """Tell of a reply that can't be turned into bytes like of any other error of the handler."""
+        fields = self.admission.context.log_fields()
+        logger.error("%s made a reply that can't be serialised", self._method.name, exc_info=error, extra=fields)
+        self.context.set_code(grpc.StatusCode.INTERNAL)
+        self.context.set_details("Internal error")
+        if lone:
+            return b""  # grpc asks last for the bytes of a lone reply, and then for the status
+        self.context.tell()
+        raise ResilienceError("Internal error") from error
 
     async def answer(self, verdict: Verdict) -> Any:
         """Return, or abort with, what a policy answers in the handler's place."""
@@ -182,7 +182,7 @@ class Serving:
         """Return what makes grpc send a stored OK again, byte for byte."""
         self.context.set_trailing_metadata(replayed_trailers(reply))
         message = self._method.parse(reply.body)
-        self._stored = (message, reply.body)
+        self.stored = (message, reply.body)
         return message
 
     async def keep(self, inner: Any) -> Any:
@@ -197,7 +197,7 @@ class Serving:
             self.context.detach()
             task.add_done_callback(self._report)
             raise
-        self._stored = (message, data)
+        self.stored = (message, data)
         return message
 
     async def _run(self, inner: Any) -> tuple[Any, bytes]:
@@ -242,9 +242,14 @@ def guarded(serializer: Any, *, lone: bool) -> Any:
 
     def serialize(message: Any) -> bytes:
         serving = _serving.get()
-        if serving is not None:
-            return serving.serialize(message, serializer, lone=lone)
-        return _bytes_of(message, serializer)
+        if serving is None:
+            return _bytes_of(message, serializer)
+        if serving.stored is not None and serving.stored[0] is message:
+            return serving.stored[1]
+        try:
+            return _bytes_of(message, serializer)
+        except Exception as error:
+            return serving.fail_to_serialize(error, lone=lone)
 
     return serialize
 

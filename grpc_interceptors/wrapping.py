@@ -43,10 +43,11 @@ def wrap(
 
     async def reply_once(request: Any, context: Any) -> Any:
         async with Serving(method, pipeline, asked, request, context, early=early) as serving:
-            if serving.admission.verdict is not PROCEED:
-                return await serving.answer(serving.admission.verdict)
+            admission = serving.admission
+            if admission.verdict is not PROCEED:
+                return await serving.answer(admission.verdict)
             try:
-                if serving.admission.capture:
+                if admission.capture:
                     return await serving.keep(inner)
                 return await inner(serving.request, serving.context)
             except Refused as refused:

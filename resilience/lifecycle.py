@@ -51,9 +51,9 @@ async def run(
     """Serve until SIGTERM or SIGINT, and leave without dropping a request.
 
     Starts the servers in order, then says that the service is ready. At the signal: not ready, over every protocol, and
-    every watcher is told; after ``delay``, in which all is still served, the servers stop at once; then work that
-    outlived its clients ends, and the store closes. Another signal cuts the delay short, and SIGINT (Ctrl-C) needs
-    none. A second SIGINT does what it does without us: under ``asyncio.run`` it cancels.
+    every watcher is told; after ``delay``, in which all is still served, the servers stop, all at the same time; then
+    work that outlived its clients ends, and the store closes. Another signal cuts the delay short, and SIGINT (Ctrl-C)
+    needs none. A second SIGINT does what it does without us: under ``asyncio.run`` it cancels.
 
     A cancellation does the same without a delay. Outside of the main thread it is the only way: no signal is heard
     there.

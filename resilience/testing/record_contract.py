@@ -1,4 +1,3 @@
-# ruff: noqa: S101 - asserting is what a contract does
 """Public: what every store of idempotency records must do. See ``testing.contract``, which has it and the limits."""
 
 import asyncio

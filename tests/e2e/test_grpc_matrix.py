@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.grpc_matrix import ACCIDENTS, CELLS, LEAVES, Cell, Ran, Seen, run_matrix, run_storm
+from tests.e2e.grpc_matrix_styles import STYLES
 from tests.integration.grpc_world import SECRET
 
 LOOPS = ("asyncio", "uvloop")
@@ -81,4 +82,5 @@ def test_clients_that_leave_at_every_point_leave_nothing_behind(loop: str, tmp_p
     assert ran.serves_on
     assert (ran.exit_code, ran.report["open"], ran.report["left"]) == (0, 0, [])
     assert [line for line in ran.stderr if not line.startswith("[")] == []
-    assert "asyncio" not in {logger for _, logger, *_ in ran.log()}
+    raised = {("ERROR", "resilience", f"{Cell(style, 'raise').path} failed", "ValueError") for style in STYLES}
+    assert {(level, logger, message, error) for level, logger, message, _, error in ran.log()} <= raised

@@ -23,7 +23,7 @@ from tests.support.redis_servers import RedisServer, binary, free_port
 
 BOUND = 30.0
 PROBE = 0.25  # Seconds from one look at readiness to the next.
-DRAIN = "1"
+DRAIN = "1"  # Seconds; a watcher is told at once.
 CLIENTS = 4  # Over each door.
 PROTOCOLS = ("http", "grpc")
 PAYMENT: dict[str, Any] = {"amount": 100, "currency": "EUR"}

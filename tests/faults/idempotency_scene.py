@@ -84,7 +84,8 @@ class World:
         self._started += 1
         name = f"worker-{self._started}"
         told = {"name": name, "ledger": self.ledger.port, "redis": self.redis.url, "lease": self.lease, **self._options}
-        with (self._folder / name).open("wb") as log:
+        path = self._folder / name
+        with path.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "tests.faults.idempotency_server", json.dumps(told)),
                 cwd=ROOT,
@@ -95,6 +96,7 @@ class World:
         assert process.stdout is not None
         try:
             ports = (await asyncio.wait_for(process.stdout.readline(), _START)).split()
+            assert len(ports) == 2, path.read_text()
             worker = Worker(name, process, int(ports[0]), int(ports[1]))
         except BaseException:
             with suppress(ProcessLookupError):

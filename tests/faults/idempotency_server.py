@@ -11,6 +11,7 @@ import logging
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -25,14 +26,16 @@ from grpc_interceptors import ResilienceInterceptor
 from http_middleware import install
 from http_middleware.server import UvicornServer
 from resilience import Admission, Call, HealthChecker, IdempotencyPolicy, Pipeline, Verdict, running_operation
+from resilience.codecs import JsonCodec
 from resilience.decisions.idempotency import Claim, Claimed, Takeover
 from resilience.lifecycle import run
+from resilience.shared_operation import operation
 from resilience.stores.redis import RedisStore
 from resilience.verdict import Reply
 from tests.faults.idempotency_ledger import Pen
 
 SERVICE = "faults.Orders"
-OPERATIONS = ("reexecute", "refuse", "patient", "short", "tombstone", "stream")
+OPERATIONS = ("reexecute", "refuse", "patient", "short", "tombstone", "stream", "shared")
 MAX_REPLY = 4096
 CHUNKS = 3
 COOKIES = (("set-cookie", "a=1"), ("set-cookie", "b=2"))
@@ -101,8 +104,8 @@ class Behaviour:
 
     async def work(self) -> dict[str, Any]:
         """Have the side effect, and return what is answered."""
-        operation = running_operation()
-        self._epoch = operation.epoch if operation is not None else 0
+        running = running_operation()
+        self._epoch = running.epoch if running is not None else 0
         if "before" in self._hold:
             await self.tell("before")
         await self.tell("run")
@@ -111,6 +114,17 @@ class Behaviour:
         if self.end == "raise":
             raise RuntimeError("The handler failed, as it was asked to")
         return {"run": self._run, "epoch": self._epoch}
+
+    async def place(self, where: str, order: Mapping[str, Any]) -> dict[str, Any]:
+        """Work, under the operation that a request came for."""
+        if where.endswith("shared"):
+            return await self._place_shared(str(order["item"]), float(order["amount"]))
+        return await self.work()
+
+    @operation("shared", JsonCodec(dict[str, Any]))
+    async def _place_shared(self, item: str, amount: float) -> dict[str, Any]:
+        """Work for both doors: a retry at the other one is told the same."""
+        return {**await self.work(), "item": item, "amount": amount}
 
 
 # -- HTTP
@@ -122,7 +136,7 @@ def build_app(pipeline: Pipeline, pen: Pen) -> ASGIApp:
 
     async def order(request: Request) -> Response:
         behaviour = Behaviour(pen, request.headers.get)
-        body = json.dumps(await behaviour.work()).encode()
+        body = json.dumps(await behaviour.place(request.url.path, await request.json())).encode()
         if behaviour.end in ("stream", "long"):
             filling = b" " * (MAX_REPLY if behaviour.end == "long" else 1)
             return StreamingResponse(_chunks(body, filling), 201, media_type="application/json")
@@ -175,10 +189,10 @@ def build_server(pipeline: Pipeline, pen: Pen) -> grpc.aio.Server:
     """Return the guarded server."""
     left: set[asyncio.Task[None]] = set()  # what handlers leave behind
 
-    async def order(_request: Struct, context: Any) -> Struct:
+    async def order(where: str, request: Struct, context: Any) -> Struct:
         behaviour = Behaviour(pen, dict(context.invocation_metadata()).get)
         reply = Struct()
-        reply.update(await behaviour.work())
+        reply.update(await behaviour.place(where, dict(request.items())))
         if behaviour.end in ("unavailable", "missing"):
             code = grpc.StatusCode.UNAVAILABLE if behaviour.end == "unavailable" else grpc.StatusCode.NOT_FOUND
             await context.abort(code, reply["run"])
@@ -194,10 +208,12 @@ def build_server(pipeline: Pipeline, pen: Pen) -> grpc.aio.Server:
         reply.update(await Behaviour(pen, dict(context.invocation_metadata()).get).work())
         yield reply
 
-    lone = grpc.unary_unary_rpc_method_handler(order, Struct.FromString, Struct.SerializeToString)
+    def lone(name: str) -> Any:
+        return grpc.unary_unary_rpc_method_handler(partial(order, name), Struct.FromString, Struct.SerializeToString)
+
     many = grpc.unary_stream_rpc_method_handler(orders, Struct.FromString, Struct.SerializeToString)
     server = grpc.aio.server(interceptors=[_Outer(pen), ResilienceInterceptor(pipeline)])
-    handlers = {name: many if name == "stream" else lone for name in OPERATIONS}
+    handlers = {name: many if name == "stream" else lone(name) for name in OPERATIONS}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
     return server
 
@@ -241,6 +257,7 @@ async def main(options: dict[str, Any]) -> None:
     lease: float = options["lease"]
     known: dict[str, dict[str, Any]] = {name: {"lease": lease, "max_reply": MAX_REPLY} for name in OPERATIONS}
     known["patient"]["lease"] = 30.0
+    known["shared"]["operation"] = "shared"
     known["refuse"]["takeover"] = "refuse"
     known["short"]["ttl"] = known["tombstone"]["ttl"] = lease
     known["tombstone"]["tombstone"] = 60.0

@@ -14,12 +14,13 @@ from tests.faults.idempotency_history import Asked, Fault, History, Run
 from tests.faults.idempotency_scene import GONE, IN_PROGRESS, Worker, World, retried
 
 CALLER = "alice"
+_SHARED = "shared"  # The operation whose keys are good behind both doors.
 _CLIENTS = 5  # Behind each door.
-_WINDOW = 5  # Keys of each door that are in use at a time.
+_WINDOW = 5  # Keys of each door, and of both, that are in use at a time.
 _TURNOVER = 0.25  # Seconds after which the oldest of them is left alone.
 _PATIENCE = 4.0  # Seconds.
 _WORK = (0.0, 0.0, 0.05, 0.3, 1.2)  # Seconds that a handler takes.
-_TOLD: dict[str, Literal["ran", "replayed", "waiting", "refused", "unknown"]] = {
+_TOLD: dict[str, Literal["ran", "replayed", "waiting", "refused", "unknown", "other"]] = {
     "ran": "ran",
     "replayed": "replayed",
     IN_PROGRESS: "waiting",
@@ -52,8 +53,8 @@ class Storm:
         clients = [self._client(door) for door in DOORS.values() for _ in range(_CLIENTS)]
         nemeses = [self._strike_workers(), self._strike_redis()] if faults else []
         await asyncio.gather(*clients, *nemeses)
-        keys = {(call.key, DOORS[call.key.partition("/")[2].partition("-")[0]]) for call in self._asked}
-        await asyncio.gather(*(self._finish(key.partition("/")[2], door) for key, door in keys))
+        keys = {call.key.partition("/")[2] for call in self._asked}
+        await asyncio.gather(*(self._finish(key, door) for key in keys for door in _doors_of(key)))
         return self._history()
 
     # -- clients
@@ -61,7 +62,8 @@ class Storm:
     async def _client(self, door: Door) -> None:
         while monotonic() < self._over:
             newest = int((monotonic() - self._began) / _TURNOVER)
-            key = f"{door.name}-{newest + self._random.randrange(_WINDOW)}"
+            space = self._random.choice((door.name, _SHARED))
+            key = f"{space}-{newest + self._random.randrange(_WINDOW)}"
             call = asyncio.create_task(self._ask(door, self._random.choice(self._scene.workers), key))
             if self._random.random() < 0.1:
                 await asyncio.wait([call], timeout=self._random.uniform(0, 0.3))
@@ -72,14 +74,16 @@ class Storm:
 
     async def _ask(self, door: Door, worker: Worker, key: str) -> Answer:
         op, at = f"op-{next(self._ops)}", monotonic()
-        seconds = self._random.choice(_WORK)
+        to, seconds = _SHARED if key.startswith(_SHARED) else "reexecute", self._random.choice(_WORK)
         answer = Answer("lost")
         try:
-            answer = await door.post(worker, key, caller=CALLER, patience=_PATIENCE, op=op, seconds=seconds)
+            answer = await door.post(worker, key, caller=CALLER, patience=_PATIENCE, to=to, op=op, seconds=seconds)
         finally:
             told = _TOLD.get(answer.told, "other")
             until = inf if told == "unknown" else monotonic()
-            self._asked.append(Asked(f"{CALLER}/{key}", op, at, until, told, answer.run, answer.body))
+            # Each door has its own bytes for one result.
+            reply = answer.run.encode() if key.startswith(_SHARED) else answer.body
+            self._asked.append(Asked(f"{CALLER}/{key}", op, at, until, told, answer.run, reply))
         return answer
 
     async def _finish(self, key: str, door: Door) -> None:
@@ -128,3 +132,7 @@ class Storm:
         # Whatever kept a process from running is as good a cause as a signal.
         lags = [Fault(note.process, note.at - note.seconds, note.at) for note in ledger.lags()]
         return History(runs, self._asked, [*self.faults, *lags])
+
+
+def _doors_of(key: str) -> list[Door]:
+    return [door for name, door in DOORS.items() if key.startswith((name, _SHARED))]

@@ -1,7 +1,9 @@
 """Who is calling, and under which ids: inside of every handler, and nowhere else."""
 
 import asyncio
+import gc
 from typing import Any
+from weakref import finalize
 
 import grpc
 import pytest
@@ -210,3 +212,20 @@ async def test_callers_are_told_apart_by_their_api_keys() -> None:
             (await ask(channel, GO, "unary_unary", ("x-api-key", who))).code for who in ("ann", "bob", "ann", "bob")
         ]
     assert codes == [StatusCode.OK] * 2 + [StatusCode.RESOURCE_EXHAUSTED] * 2
+
+
+@each_style
+async def test_a_call_is_freed_when_it_ends_and_waits_for_no_collection(style: Style) -> None:
+    gone = asyncio.Event()
+
+    async def act(context: Any) -> bytes:
+        finalize(context, gone.set)
+        return b"done"
+
+    gc.disable()
+    try:
+        async with serving(style.make(act), RateLimitPolicy(MemoryStore(), "100/minute")) as channel:
+            assert (await ask(channel, GO, style.kind)).code is StatusCode.OK
+            await gone.wait()
+    finally:
+        gc.enable()

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from examples.payments.grpc_door import build_server
-from examples.payments.service import PaymentService
+from examples.payments.service import CREATE_PAYMENT, PaymentService
 from examples.payments.v1 import payments_pb2 as pb
 from examples.payments.v1 import payments_pb2_grpc
 from grpc_interceptors import ResilienceInterceptor, add_health
@@ -264,7 +264,7 @@ async def test_a_plain_function_is_served_and_guarded() -> None:
 
 
 async def test_the_demo_takes_each_of_its_four_kinds_of_calls() -> None:
-    pipeline = Pipeline([Selective(IdempotencyPolicy(MemoryStore()), [CREATE])])
+    pipeline = Pipeline([Selective(IdempotencyPolicy(MemoryStore(), operation=CREATE_PAYMENT), [CREATE])])
     async with connected(build_server(PaymentService(0), pipeline, HealthChecker())) as channel:
         stub = payments_pb2_grpc.PaymentServiceStub(channel)
         request = pb.CreatePaymentRequest(amount=100, currency="EUR")

@@ -204,7 +204,8 @@ async def test_the_health_port_answers_while_the_other_server_is_full() -> None:
     checker = HealthChecker()
     busy, entered, release = make_server_of_one(checker)
     async with connected(busy) as channel, connected(health_server(checker)) as probes:
-        running = channel.unary_unary("/test.Slow/Go")(b"")
+        go: Any = channel.unary_unary("/test.Slow/Go")
+        running = go(b"")
         await entered.wait()
         refused = health_pb2_grpc.HealthStub(channel).Check(about())
         assert await refused.code() is StatusCode.RESOURCE_EXHAUSTED
@@ -223,7 +224,7 @@ def make_server_of_one(checker: HealthChecker) -> tuple[grpc.aio.Server, asyncio
         return b""
 
     server = grpc.aio.server(maximum_concurrent_rpcs=1)
-    handler = grpc.unary_unary_rpc_method_handler(go)
+    handler: Any = grpc.unary_unary_rpc_method_handler(go)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Slow", {"Go": handler}),))
     add_health(server, checker)
     return server, entered, release

@@ -25,7 +25,9 @@ from resilience import (
     IdempotencyPolicy,
     MemoryStore,
     Pipeline,
+    Policy,
     RateLimitPolicy,
+    Selective,
     idempotent,
     rate_limit,
 )
@@ -338,6 +340,94 @@ async def test_where_decorators_say_both_an_option_says_nothing() -> None:
         ends = [await go(channel, rpc) for _ in range(3)]
     assert [end.code for end in ends] == [StatusCode.OK] * 3
     assert ends[2].get("ratelimit") == f'"3/minute {rpc.path}";r=0;t=60'
+
+
+BY_THE_MINUTE = "idempotency { ttl { seconds: 60 } in_progress: REJECT }"
+
+
+def minutely(rpc: Rpc) -> Any:
+    """Return the handler of a method, with a decorator that says the same."""
+
+    @idempotent(ttl=60, in_progress="reject")
+    async def handle(request: StringValue, context: Any) -> StringValue:
+        return await rpc.once(request, context)
+
+    return handle
+
+
+def everywhere(policy: IdempotencyPolicy, _rpc: Rpc) -> Policy:
+    return policy
+
+
+def there_only(policy: IdempotencyPolicy, rpc: Rpc) -> Policy:
+    return Selective(policy, [rpc.path])
+
+
+each_source = pytest.mark.parametrize("text", [BY_THE_MINUTE, None], ids=["option", "decorator"])
+each_extent = pytest.mark.parametrize("extent", [everywhere, there_only])
+
+
+@each_source
+@each_extent
+async def test_how_long_a_reply_is_kept_is_the_specific_policys_to_say(text: str | None, extent: Any) -> None:
+    rpc, clock = Rpc(text), ManualClock()
+    store = MemoryStore(clock=clock)
+    pipeline = Pipeline([extent(IdempotencyPolicy(store), rpc)])
+    async with serving(rpc, None if text else minutely(rpc), pipeline=pipeline) as channel:
+        first = await go(channel, rpc, KEY)
+        replay = await go(channel, rpc, KEY)
+        clock.advance(61)
+        again = await go(channel, rpc, KEY)
+    assert (first.replies, replay.get(REPLAYED)) == (replay.replies, "true")
+    assert (again.get(REPLAYED), rpc.runs) == (None, 2)
+
+
+@each_source
+async def test_what_a_duplicate_meets_is_the_specific_policys_to_say(text: str | None) -> None:
+    rpc, entered, gate = Rpc(text), asyncio.Event(), asyncio.Event()
+
+    async def once(_request: Any, _context: Any) -> StringValue:
+        entered.set()
+        await gate.wait()
+        return StringValue()
+
+    rpc.once = once  # type: ignore[method-assign]
+    pipeline = Pipeline([IdempotencyPolicy(MemoryStore(), in_progress="wait")])
+    async with serving(rpc, None if text else minutely(rpc), pipeline=pipeline) as channel:
+        first = asyncio.create_task(go(channel, rpc, KEY))
+        await entered.wait()
+        twin = await go(channel, rpc, KEY)
+        gate.set()
+        assert (await first).code is StatusCode.OK
+    assert twin.code is StatusCode.ABORTED
+
+
+@each_source
+@each_extent
+async def test_a_key_that_the_pipeline_requires_stays_required(text: str | None, extent: Any) -> None:
+    rpc = Rpc(text)
+    pipeline = Pipeline([extent(IdempotencyPolicy(MemoryStore(), required=True), rpc)])
+    async with serving(rpc, None if text else minutely(rpc), pipeline=pipeline) as channel:
+        missing, given = await go(channel, rpc), await go(channel, rpc, KEY)
+    assert (missing.code, given.code, rpc.runs) == (StatusCode.INVALID_ARGUMENT, StatusCode.OK, 1)
+
+
+async def test_a_key_that_the_pipeline_requires_of_other_methods_is_not_required() -> None:
+    rpc = Rpc(BY_THE_MINUTE)
+    other = Rpc(None)
+    keyed = Selective(IdempotencyPolicy(MemoryStore(), required=True), [other.path])
+    async with serving(rpc, pipeline=Pipeline([keyed])) as channel:
+        assert (await go(channel, rpc)).code is StatusCode.OK
+
+
+@each_source
+async def test_the_records_stay_in_the_store_of_the_pipelines_policy(text: str | None) -> None:
+    rpc, counts, records = Rpc(text), MemoryStore(), MemoryStore()
+    pipeline = Pipeline([RateLimitPolicy(counts, "100/minute"), IdempotencyPolicy(records)])
+    async with serving(rpc, None if text else minutely(rpc), pipeline=pipeline) as channel:
+        await go(channel, rpc, KEY)
+        assert (await go(channel, rpc, KEY)).get(REPLAYED) == "true"
+    assert (len(counts._records), len(records._records)) == (0, 1)
 
 
 # -- options that can't be honoured
