@@ -1,8 +1,7 @@
 """Floor 4: the servicer context that handlers see: merges trailers, records the status, and survives the RPC."""
 
 import asyncio
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 from weakref import ref
 
@@ -10,17 +9,12 @@ import grpc
 from grpc.aio import EOF, AbortError, InternalError, UsageError
 
 from grpc_interceptors.room import fit_limits
+from grpc_interceptors.trailers import STATUS_DETAILS, Pairs, Trailers, checked, merged
 from resilience.admission import Admission, Refused
 from resilience.verdict import Reject
 
-Trailers = Iterable[tuple[str, str | bytes]]
-
 _CONFIRMING_SECONDS = 0.5  # Only for a stream that an interceptor ended before its client did.
-
-STATUS_DETAILS = "grpc-status-details-bin"
-"""The trailer with a serialised ``google.rpc.Status``; a client reads it only where it agrees with code and message."""
-
-_NAME, _VALUE = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]*")
+_TURNS = 3  # An interceptor that runs its handler in a task of its own passes a cancellation on a turn later.
 
 
 class GuardedContext:
@@ -55,7 +49,7 @@ class GuardedContext:
     _live = True
     _identities: tuple[Any, Any, Mapping[str, Any]] | None = None
     _over: BaseException | None = None
-    _theirs: tuple[tuple[str, str | bytes], ...] = ()
+    _theirs: Pairs = ()
 
     def __init__(self, context: Any, metadata: Sequence[tuple[str, str | bytes]], peer: str) -> None:
         self._context = context
@@ -96,20 +90,20 @@ class GuardedContext:
         if self._over is None:
             self.status, self._details = code, details
         self._theirs = tuple(pair for pair in self._theirs if pair[0] != STATUS_DETAILS)
-        await self._end(code, details, _merge(self._merged(), tuple(trailers)))
+        await self._end(code, details, merged(self._merged(), tuple(trailers)))
 
     def insist(self) -> None:
         """Raise what ``abort`` raised, if the handler has swallowed it."""
         if self.aborted:
             raise AbortError(self._details)
 
-    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+    def trailing_metadata(self) -> Pairs:
         """Return what the handler set."""
         return self._theirs
 
     def set_trailing_metadata(self, trailing_metadata: Trailers) -> None:
         """Send these with whatever ends the RPC, beside ours."""
-        self._theirs = _checked(trailing_metadata)
+        self._theirs = checked(trailing_metadata)
         self.tell()
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Trailers = ()) -> NoReturn:
@@ -119,7 +113,7 @@ class GuardedContext:
             raise Refused(self.admission.verdict)
         if code is grpc.StatusCode.OK:
             raise ValueError("An RPC can't be aborted with OK; grpc would leave its client without a status")
-        theirs = _merge(self._theirs, _checked(trailing_metadata))
+        theirs = merged(self._theirs, checked(trailing_metadata))
         self.status, self._details, self.aborted, self._theirs = code, details, True, theirs
         if self._held or not self._alive():
             raise AbortError(details)
@@ -131,7 +125,7 @@ class GuardedContext:
 
     async def send_initial_metadata(self, initial_metadata: Trailers) -> None:
         """Send the initial metadata now. After it, the client doesn't retry by itself."""
-        sent = _checked(initial_metadata)
+        sent = checked(initial_metadata)
         try:
             await self._context.send_initial_metadata(sent)
         except InternalError:
@@ -159,6 +153,8 @@ class GuardedContext:
                 await self._context.read()
         except (TimeoutError, UsageError):
             pass  # ended by an interceptor, or the handler replied meanwhile
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         rpc = self._rpc()
         if rpc is None or rpc.cancelling():  # and this may be another task, which nobody cancels
             raise asyncio.CancelledError
@@ -217,7 +213,7 @@ class GuardedContext:
         rpc = self._rpc()
         return self._live and rpc is not None and not rpc.done()
 
-    async def _end(self, code: Any, details: str, trailers: tuple[tuple[str, str | bytes], ...]) -> NoReturn:
+    async def _end(self, code: Any, details: str, trailers: Pairs) -> NoReturn:
         if self._over is None:
             try:
                 await self._context.abort(code, details, trailers)
@@ -236,35 +232,9 @@ class GuardedContext:
             self._identities = (context.peer_identities(), context.peer_identity_key(), context.auth_context())
         return self._identities
 
-    def _merged(self) -> tuple[tuple[str, str | bytes], ...]:
+    def _merged(self) -> Pairs:
         admission = self.admission
         if len(admission.limits) > 1:
             fit_limits(admission)
         ours = tuple(admission.metadata)
-        return _merge(ours, self._theirs) if self._theirs else ours
-
-
-def _checked(metadata: Trailers) -> tuple[tuple[str, str | bytes], ...]:
-    """Return what a handler wants to send; grpc takes anything, and then ends the RPC as if the client had left.
-
-    Raises ValueError for what can't be sent. Source: "gRPC over HTTP2", Custom-Metadata.
-    """
-    pairs = tuple(metadata)
-    for name, value in pairs:
-        if name.endswith("-bin"):
-            legal = isinstance(value, bytes)
-        else:
-            legal = _VALUE.fullmatch(value.decode("latin-1") if isinstance(value, bytes) else value) is not None
-        if not (legal and _NAME.fullmatch(name)):
-            raise ValueError(f"The metadata {name!r} can't be sent: its name or its value is illegal")
-    return pairs
-
-
-def _merge(
-    below: tuple[tuple[str, str | bytes], ...], above: tuple[tuple[str, str | bytes], ...]
-) -> tuple[tuple[str, str | bytes], ...]:
-    """Return both; of a name in both, only what is above."""
-    if not above or not below:
-        return above or below
-    names = {name for name, _ in above}
-    return (*(pair for pair in below if pair[0] not in names), *above)
+        return merged(ours, self._theirs) if self._theirs else ours

@@ -12,8 +12,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, QuotaFailure, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from grpc_interceptors.context import STATUS_DETAILS
 from grpc_interceptors.room import MOST_BYTES, encoded, fit_limits, size
+from grpc_interceptors.trailers import STATUS_DETAILS
 from resilience import wire
 from resilience.admission import Admission
 from resilience.verdict import Reject

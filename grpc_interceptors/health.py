@@ -17,6 +17,7 @@ _Response = health_pb2.HealthCheckResponse
 _GROUPS = {"liveness": LIVE, "readiness": READY, "startup": STARTUP}
 """Names that ask for a group of checks, as a Kubernetes probe can."""
 
+_LEAVING = frozenset({"draining", "stopped"})
 _REFRESH = 1.0  # Seconds between two looks at the checks while somebody watches.
 _MOST_LISTED = 100  # Source: gRFC A90: a list of more is refused.
 
@@ -63,15 +64,21 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # its
             await context.abort(grpc.StatusCode.NOT_FOUND, "Unknown service")
         return _Response(status=status)
 
-    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802, ARG002 - as above
-        """Answer now and at each change; end when the service drains, so that no watcher holds up the stop."""
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 - as above
+        """Answer now and at each change; end when the service drains, so that no watcher holds up the stop.
+
+        Source: gRFC A17: a client asks again at once after a watch that told it something, and backs off after one that
+        did not. So one that begins while the service drains is told nothing.
+        """
+        if self._checker.phase in _LEAVING:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "The service is draining")
         changed = asyncio.Event()
         self._watchers.add(changed)
         last = None
         try:
             while True:
                 changed.clear()
-                ending = self._checker.phase in ("draining", "stopped")
+                ending = self._checker.phase in _LEAVING
                 status = await self._status(request.service)
                 if status != last:
                     last = status
@@ -103,8 +110,9 @@ def add_health(server: grpc.aio.Server, checker: HealthChecker, services: Iterab
 def health_server(checker: HealthChecker, services: Iterable[str] = ()) -> grpc.aio.Server:
     """Return a server of health alone, for a plaintext port of its own beside a server with TLS, or a busy one.
 
-    It has no interceptor and no bound of concurrent calls, so that it answers when the other can't.
+    It has no interceptor and no bound of concurrent calls, so that it answers when the other can't. It does not share
+    its port: of two processes that are told to use one, the second can't start, where gRPC's default would let it.
     """
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     add_health(server, checker, services)
     return server

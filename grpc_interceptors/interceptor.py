@@ -41,7 +41,8 @@ class ResilienceInterceptor(grpc.aio.ServerInterceptor):
     """Guards a ``grpc.aio`` server: ``grpc.aio.server(interceptors=[..., ResilienceInterceptor(pipeline)])``.
 
     A method is also held to what its .proto declares beside it, with ``(resilience.v1.policy)``. Precedence, for limits
-    and for keys each on its own: the decorator at the handler, else that option; either adds to what the pipeline asks.
+    and for keys each on its own: the decorator at the handler, else that option, else the pipeline. Limits add to the
+    pipeline's; of a key's policies the first of these holds it, and one that any requires stays required.
 
     Import the ``_pb2`` modules of the services first: their options are checked here. Those of a module that is
     imported later are checked at a method's first call; if they can't be honoured, its calls fail with INTERNAL.

@@ -9,8 +9,9 @@ from typing import NoReturn
 
 import grpc
 
-from grpc_interceptors.context import STATUS_DETAILS, GuardedContext
+from grpc_interceptors.context import GuardedContext
 from grpc_interceptors.details import reject_details
+from grpc_interceptors.trailers import STATUS_DETAILS
 from resilience import wire
 from resilience.admission import Admission
 from resilience.verdict import Reject, Reply

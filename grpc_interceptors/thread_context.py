@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from grpc.aio import AbortError
 
-from grpc_interceptors.context import Trailers
+from grpc_interceptors.trailers import Trailers
 
 if TYPE_CHECKING:
     from grpc_interceptors.bridge import Bridge

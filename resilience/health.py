@@ -120,8 +120,9 @@ class HealthChecker:
         )
 
     def mark_ready(self) -> None:
-        """Say that the service has started."""
-        self._enter("ready")
+        """Say that the service has started; too late where it has begun to stop."""
+        if self.phase == "starting":
+            self._enter("ready")
 
     def drain(self) -> None:
         """Say that the service will stop: unready from now on, alive until it ends."""

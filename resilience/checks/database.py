@@ -80,11 +80,11 @@ async def _ask_async_sqlalchemy(db: Any) -> None:
     opened = _opened(db)
     if opened is not None:
         async with opened as connection:
-            await connection.execute(select(1))  # type: ignore[call-overload] # literals are allowed; its types omit them
+            await connection.execute(select(1))
         return
     idle = not db.in_transaction()
     try:
-        await db.execute(select(1))  # type: ignore[call-overload] # as above
+        await db.execute(select(1))
     finally:
         if idle:
             await db.rollback()
@@ -96,11 +96,11 @@ def _ask_sqlalchemy(db: Any) -> None:
     opened = _opened(db)
     if opened is not None:
         with opened as connection:
-            connection.execute(select(1))  # type: ignore[call-overload] # as above
+            connection.execute(select(1))
         return
     idle = not db.in_transaction()
     try:
-        db.execute(select(1))  # type: ignore[call-overload] # as above
+        db.execute(select(1))
     finally:
         if idle:
             db.rollback()
@@ -197,9 +197,8 @@ def _judge(answer: Any) -> Any:
 
 
 def _close(answer: Any) -> Any:
-    """Close a cursor: one that is left open holds its connection, or a lock."""
-    close = _method(answer, "close")
-    return None if close is None else close()
+    """Close ``answer`` if it is a cursor: one that is left open holds its connection, or a lock."""
+    return answer.close() if hasattr(answer, "fetchone") else None
 
 
 def _is_idle(db: Any) -> bool:

@@ -73,9 +73,8 @@ class EventLoopLag:
         self._late = 0.0
 
     def start(self) -> None:
-        """Watch the running loop from now on; does nothing where it does so already."""
-        if self._thread is not None and self._thread.is_alive():
-            return
+        """Watch the running loop from now on, and no other."""
+        self.stop()
         loop, watched, signs = asyncio.get_running_loop(), threading.get_ident(), SimpleQueue[bool]()
         self._signs, self._block = signs, None
         self._thread = threading.Thread(
@@ -130,15 +129,18 @@ class EventLoopLag:
                 return  # the loop is closed
             alive = _came(signs, self._threshold)
             if alive is None:
-                self._look(watched, asked_at)
-                alive = signs.get()
+                self._look(watched, asked_at, signs)
+                while alive is None and not loop.is_closed():
+                    alive = _came(signs, self._threshold)
             if not alive:
                 return
 
-    def _look(self, watched: int, since: float) -> None:
+    def _look(self, watched: int, since: float, signs: "SimpleQueue[bool]") -> None:
         frame = sys._current_frames().get(watched)  # noqa: SLF001 - the documented way to another thread's stack
         stack = extract_stack(frame)
         del frame  # it holds the locals of whoever is at fault
+        if not signs.empty():
+            return  # the sign came in this moment: who stands there now did nothing
         where = _place(stack)
         self._block = _Block(where, since)
         logger.warning(
@@ -154,14 +156,24 @@ def _came(signs: "SimpleQueue[bool]", timeout: float) -> bool | None:
 
 
 def _place(stack: StackSummary) -> str:
-    """Return the innermost line of the application; where there is none, of a library, and else of Python's own."""
-    found = stack[-1]
+    """Name the innermost line of the application; where there is none, of a library, and else of Python's own."""
+    # Outside of the loop is who runs it, and blocks nothing by doing so.
+    loops = [index for index, frame in enumerate(stack) if _is_loop(frame.filename)]
+    inside = stack[loops[-1] + 1 :] if loops else stack[:]
+    if all(PurePath(frame.filename).name == "selectors.py" for frame in inside):
+        return "no code: the process got no time to run"
+    found = inside[-1]
     for wanted in (_is_own, _is_foreign):
-        match = next((frame for frame in reversed(stack) if wanted(frame.filename)), None)
+        match = next((frame for frame in reversed(inside) if wanted(frame.filename)), None)
         if match is not None:
             found = match
             break
     return f"{PurePath(found.filename).name}:{found.lineno} {found.name}"
+
+
+def _is_loop(file: str) -> bool:
+    path = PurePath(file)
+    return path.parent.name == "asyncio" and path.name in ("base_events.py", "events.py", "runners.py")
 
 
 def _is_foreign(file: str) -> bool:

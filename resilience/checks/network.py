@@ -28,7 +28,7 @@ async def check_redis(target: "str | Redis | RedisCluster", *, timeout: float = 
             if isinstance(target, str):
                 await _ping_url(target, timeout)
             else:
-                await target.ping()  # type: ignore[misc] # typed for sync clients, too
+                await target.ping()
 
     return await checked("redis", ping)
 
@@ -39,8 +39,8 @@ async def _ping_url(url: str, timeout: float) -> None:  # noqa: ASYNC109 - hande
     from redis.backoff import NoBackoff  # noqa: PLC0415 - as above
 
     # Both timeouts, since redis-py's own are seconds in some versions and endless in others.
-    bound = {"socket_connect_timeout": timeout, "socket_timeout": timeout}
-    async with Redis.from_url(url, retry=Retry(NoBackoff(), 0), **bound) as client:
+    once = Retry(NoBackoff(), 0)
+    async with Redis.from_url(url, retry=once, socket_connect_timeout=timeout, socket_timeout=timeout) as client:
         await client.ping()
 
 

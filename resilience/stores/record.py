@@ -7,10 +7,12 @@ gone of it is the record's age; span is how much of it the state lasts: the leas
 that is done. Where the life of a done one is longer than that, the rest is its tombstone.
 
 The envelope of a done record is empty where the reply can't be shown again, else a line of JSON (version, protocol,
-code, metadata, bytes of the body) and the body as it was sent.
+code, metadata, bytes of the body and of the operation's own result), the body as it was sent, and that result. What is
+compressed or sealed in its place is described in ``sealing``.
 """
 
 import json
+from collections.abc import Callable
 from struct import Struct
 from typing import NamedTuple
 
@@ -51,11 +53,16 @@ def pack(
     lease: float = 0.0,
     tombstone: float = 0.0,
     reply: Reply | None = None,
+    seal: Callable[[bytes], bytes] = bytes,
 ) -> bytes:
-    """Return the bytes of a record of epoch 1: one with a lease, or a done one with a reply and a tombstone."""
+    """Return the bytes of a record of epoch 1: one with a lease, or a done one with a reply and a tombstone.
+
+    Args:
+        seal: returns what to keep of an envelope.
+    """
     state, span = (b"D", ttl) if done else (b"P", lease)
     head = _HEAD.pack(b"I", state, 1, to_ms(span), to_ms(ttl + tombstone), token, len(fingerprint))
-    return head + fingerprint + (b"" if reply is None else _envelope(reply))
+    return head + fingerprint + (b"" if reply is None else seal(_envelope(reply)))
 
 
 def to_ms(seconds: float) -> int:
@@ -63,10 +70,13 @@ def to_ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def unpack(raw: bytes) -> Stored | None:
+def unpack(raw: bytes, unseal: Callable[[bytes], bytes | None] = bytes) -> Stored | None:
     """Read a record; None where the bytes are no record.
 
     An envelope of another version, or one that was cut short, counts as not replayable.
+
+    Args:
+        unseal: returns the envelope that ``seal`` was given, or None where that can't be had.
     """
     if len(raw) < _HEAD.size or raw[:1] != b"I" or raw[1:2] not in (b"P", b"D"):
         return None
@@ -74,7 +84,9 @@ def unpack(raw: bytes) -> Stored | None:
     envelope = _HEAD.size + length
     if len(raw) < envelope:
         return None
-    reply = _reply(raw[envelope:])
+    kept = raw[envelope:]
+    opened = unseal(kept) if kept else None
+    reply = _reply(opened) if opened else None
     return Stored(state == b"D", epoch, span / 1000, life / 1000, token, raw[_HEAD.size : envelope], reply)
 
 
@@ -90,6 +102,6 @@ def _reply(envelope: bytes) -> Reply | None:
         version, protocol, code, metadata, length, rest = json.loads(meta)
         pairs = tuple((name, value) for name, value in metadata)
         whole = version == _VERSION and length + (rest or 0) == len(parts)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     return Reply(protocol, code, pairs, parts[:length], None if rest is None else parts[length:]) if whole else None

@@ -1,7 +1,7 @@
 """Floor 1: one store for every process. Scripts decide on the server, by its clock; this carries the words."""
 
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import lru_cache, partial
 from hashlib import blake2b
 from time import monotonic
@@ -20,6 +20,7 @@ from resilience.stores.nodes import Nodes, Script, SingleNode
 from resilience.stores.redis_records import RedisRecords, fail
 from resilience.stores.rule_arguments import LETTERS, holder, rule_arguments
 from resilience.stores.scattered import acquire_scattered, subjects_of
+from resilience.stores.sealing import Sealing
 
 _PREFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MOST_GROUPS = 16  # Groups of rules in one script: the server works on one part while the next is on its way.
@@ -35,9 +36,15 @@ class RedisStore(RedisRecords):
         prefix: what every key starts with: letters, digits, ``.``, ``_``, ``-``, at most 64 of them.
         limit_timeout: seconds that a rate limit may take.
         record_timeout: seconds that an idempotency step may take.
+        compress: whether kept replies of more than 1 KiB are compressed.
+        encryption: keys of 32 random bytes by id, which kept replies are encrypted with: the first encrypts, all
+            decrypt. A key is good for 2**32 replies. Needs the extra ``encryption``.
+        refuse_unsealed: whether a reply that is not encrypted counts as not replayable; for when the last one that was
+            kept before there were keys is gone.
 
     Raises:
-        ConfigurationError: the URL or the prefix is malformed; never shows the URL.
+        ConfigurationError: the URL, the prefix or a key is malformed, or a package is missing; never shows the URL or
+            a key.
     """
 
     def __init__(
@@ -47,10 +54,14 @@ class RedisStore(RedisRecords):
         prefix: str = "resilience",
         limit_timeout: float = 0.05,
         record_timeout: float = 0.25,
+        compress: bool = False,
+        encryption: Mapping[str, bytes] | None = None,
+        refuse_unsealed: bool = False,
     ) -> None:
         if not _PREFIX.fullmatch(prefix):
             raise ConfigurationError("A prefix is 1 to 64 letters, digits, '.', '_' and '-'.")
-        super().__init__(f"{prefix}:v1", record_timeout)
+        sealing = Sealing(compress=compress, keys=encryption, refuse_unsealed=refuse_unsealed)
+        super().__init__(f"{prefix}:v1", record_timeout, sealing)
         self._limit_timeout = limit_timeout
         self._acquire = Script("acquire")
         scripts = [self._acquire, *self._scripts]

@@ -1,5 +1,6 @@
 """Floor 1: the idempotency half of the Redis store. Scripts decide, by the server's clock; this carries the words."""
 
+from functools import partial
 from hashlib import blake2b
 from time import monotonic
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ from resilience.stores import record
 from resilience.stores.link import Arguments
 from resilience.stores.nodes import Nodes, Script, code_of
 from resilience.stores.record import to_ms
+from resilience.stores.sealing import Sealing
 from resilience.verdict import Reply
 
 
@@ -33,12 +35,14 @@ class RedisRecords:
     Args:
         prefix: what every key starts with.
         timeout: seconds that a step may take.
+        sealing: what is kept of a reply, and of a fingerprint.
     """
 
     _nodes: Nodes
 
-    def __init__(self, prefix: str, timeout: float) -> None:
+    def __init__(self, prefix: str, timeout: float, sealing: Sealing) -> None:
         self._prefix = prefix
+        self._sealing = sealing
         self._record_timeout = timeout
         self._claim, self._renew, self._complete, self._release = map(Script, ("claim", "renew", "complete", "release"))
         self._inspect, self._forget, self._resolve = map(Script, ("inspect", "forget", "resolve"))
@@ -51,22 +55,29 @@ class RedisRecords:
         """Ask to run the operation under ``key``. See ``IdempotencyStore``."""
         until = monotonic() + self._record_timeout
         name, owner = self._record_key(key), _token(token)
-        fresh = record.pack(done=False, token=owner, fingerprint=fingerprint, lease=lease, ttl=ttl)
+        asked = self._sealing.fingerprint(fingerprint)
+        fresh = record.pack(done=False, token=owner, fingerprint=asked, lease=lease, ttl=ttl)
         if self._nodes.native_claim:
             command = ("SET", name, fresh, "NX", "GET", "PX", to_ms(ttl))
             raw = await self._call(name, command, self._record_timeout)
             if raw is None:
                 return Claimed(1)
-            stored = _read(raw, name)
-            if differs(stored.fingerprint, fingerprint):
+            stored = self._read(raw, name)
+            asked = self._sealing.fingerprint_like(stored.fingerprint, fingerprint)
+            if differs(stored.fingerprint, asked):
                 return Mismatched()
             if stored.done and stored.span == stored.life:
                 return Completed(stored.reply)
             # Somebody runs it, or has died of it, or asks again, or it is done and has a tombstone: only the server's
             # clock can tell.
-        arguments = (owner, fingerprint, takeover, fresh, to_ms(ttl))
+        arguments = (owner, asked, takeover, fresh, to_ms(ttl))
         kind, *rest = await self._run(self._claim, [name], arguments, until - monotonic())
-        return _answer(kind, rest, lease, name)
+        if kind == b"completed":
+            stored = self._read(rest[0], name)
+            # The script could not compare if another key than ours made it.
+            asked = self._sealing.fingerprint_like(stored.fingerprint, fingerprint)
+            return Mismatched() if differs(stored.fingerprint, asked) else Completed(stored.reply)
+        return _answer(kind, rest, lease)
 
     async def renew(self, key: str, token: str, *, lease: float, ttl: float) -> bool:
         """Extend the owner's lease. See ``IdempotencyStore``."""
@@ -79,8 +90,8 @@ class RedisRecords:
 
         The reply stays on the server, though nobody is shown it, until the tombstone is out as well.
         """
-        owner = _token(token)
-        done = record.pack(done=True, token=owner, fingerprint=fingerprint, ttl=ttl, tombstone=tombstone, reply=reply)
+        owner, kept = _token(token), self._sealing.fingerprint(fingerprint)
+        done = self._done(key, owner, kept, reply, ttl, tombstone)
         return await self._step(self._complete, key, owner, done, to_ms(ttl + tombstone))
 
     async def release(self, key: str, token: str) -> bool:
@@ -91,7 +102,7 @@ class RedisRecords:
         """Tell how the record stands. See ``IdempotencyStore``."""
         name = self._record_key(key)
         found = await self._run(self._inspect, [name], (), self._record_timeout)
-        return _standing(_read(found[0], name), found[1] / 1000) if found is not None else None
+        return _standing(self._read(found[0], name), found[1] / 1000) if found is not None else None
 
     async def forget(self, key: str) -> bool:
         """Free the key for good. See ``IdempotencyStore``."""
@@ -99,13 +110,27 @@ class RedisRecords:
 
     async def resolve(self, key: str, reply: Reply | None, *, ttl: float, tombstone: float = 0.0) -> bool:
         """Answer for an owner that is gone. See ``IdempotencyStore``."""
-        operator = _token(resolution(reply))
+        operator = _token(self._sealing.token(resolution(reply)))
         # The script puts the fingerprint in that the record has.
-        done = record.pack(done=True, token=operator, fingerprint=b"", ttl=ttl, tombstone=tombstone, reply=reply)
+        done = self._done(key, operator, b"", reply, ttl, tombstone)
         return await self._step(self._resolve, key, operator, done, to_ms(ttl + tombstone))
 
     def _record_key(self, key: str) -> str:
         return f"{self._prefix}:{{{key}}}:I"
+
+    def _done(
+        self, key: str, owner: bytes, fingerprint: bytes, reply: Reply | None, ttl: float, tombstone: float
+    ) -> bytes:
+        seal = partial(self._sealing.seal, name=self._record_key(key))
+        return record.pack(
+            done=True, token=owner, fingerprint=fingerprint, ttl=ttl, tombstone=tombstone, reply=reply, seal=seal
+        )
+
+    def _read(self, raw: bytes, name: str) -> record.Stored:
+        stored = record.unpack(raw, partial(self._sealing.open, name=name))
+        if stored is None:
+            raise ForeignValueError(name)
+        return stored
 
     async def _step(self, script: Script, key: str, *arguments: str | bytes | int) -> bool:
         return bool(await self._run(script, [self._record_key(key)], arguments, self._record_timeout))
@@ -143,13 +168,6 @@ def _token(token: str) -> bytes:
     return blake2b(token.encode(), digest_size=16).digest()
 
 
-def _read(raw: bytes, key: str) -> record.Stored:
-    stored = record.unpack(raw)
-    if stored is None:
-        raise ForeignValueError(key)
-    return stored
-
-
 def _standing(stored: record.Stored, left: float) -> Standing:
     # On a clock that began when the record was written, since its age is all that is known.
     lease, ttl = (0.0, stored.span) if stored.done else (stored.span, stored.life)
@@ -157,14 +175,12 @@ def _standing(stored: record.Stored, left: float) -> Standing:
     return stand(told, gone_at=stored.life, now=stored.life - left)
 
 
-def _answer(kind: bytes, rest: list[Any], lease: float, key: str) -> Claim:
+def _answer(kind: bytes, rest: list[Any], lease: float) -> Claim:
     match kind:
         case b"claimed":
             return Claimed(rest[0])
         case b"in_progress":
             return InProgress(min(rest[0] / 1000, lease, LONGEST_HINT))
-        case b"completed":
-            return Completed(_read(rest[0], key).reply)
         case b"mismatched":
             return Mismatched()
         case b"expired":

@@ -111,11 +111,26 @@ def booking(books: Books, way: str) -> tuple[str, Any]:
     return kind, getattr(grpc, f"{kind}_rpc_method_handler")(getattr(books, way))
 
 
+class Bounds(grpc.aio.ServerInterceptor):
+    """Runs each handler of one reply in a task of its own."""
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        inner = await continuation(handler_call_details)
+        if inner.stream_unary is None:
+            return inner
+
+        async def handle(requests: Any, context: Any) -> Any:
+            return await asyncio.wait_for(inner.stream_unary(requests, context), 10)
+
+        return inner._replace(stream_unary=handle)
+
+
+@pytest.mark.parametrize("before", [(), (Bounds(),)], ids=["alone", "in a task of somebody else's"])
 @pytest.mark.parametrize("way", WAYS)
-async def test_half_a_stream_is_never_taken_for_the_whole(way: str) -> None:
+async def test_half_a_stream_is_never_taken_for_the_whole(way: str, before: tuple[Bounds, ...]) -> None:
     books, witness = Books(), Witness()
     kind, handler = booking(books, way)
-    async with serving(handler, witness) as channel:
+    async with connected(make_server(Pipeline([witness]), {GO: handler}, *before)) as channel:
         for _ in range(20):
             books.entered.clear()
             call = start(channel, GO, kind)

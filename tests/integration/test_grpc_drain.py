@@ -1,6 +1,7 @@
 """A drain with many watchers over real connections, some of which take nothing that they are sent."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -45,8 +46,8 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(checker: HealthChecker) -> AsyncIterator[Scene]:
-    server, service = grpc.aio.server(), HealthService(checker)
+async def scene(checker: HealthChecker, service: HealthService | None = None) -> AsyncIterator[Scene]:
+    server, service = grpc.aio.server(), service or HealthService(checker)
     health_pb2_grpc.add_HealthServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -96,6 +97,30 @@ async def test_watchers_that_read_use_up_none_of_the_grace() -> None:
         world.checker.drain()
         await asyncio.wait_for(world.server.stop(GRACE), SOON)
         assert await asyncio.gather(*map(last_words, watches)) == [[NOT_SERVING]] * WATCHERS
+
+
+class Counting(HealthService):
+    """Counts those who ask for a watch."""
+
+    asked = 0
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 - the method's name
+        self.asked += 1
+        async for answer in super().Watch(request, context):
+            yield answer
+
+
+async def test_a_client_that_checks_health_itself_leaves_a_draining_server_in_peace() -> None:
+    config = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
+    checker = HealthChecker()
+    service = Counting(checker)
+    async with scene(checker, service) as world:
+        options = [("grpc.service_config", json.dumps(config))]
+        async with grpc.aio.insecure_channel(f"ipv4:127.0.0.1:{world.port}", options=options) as channel:
+            await asyncio.wait_for(channel.channel_ready(), 10)
+            checker.drain()
+            await asyncio.sleep(0.3)  # in which one that does not back off asks hundreds of times
+    assert 1 <= service.asked < 10
 
 
 async def test_a_watcher_that_takes_nothing_holds_the_stop_up_for_the_grace_and_no_longer() -> None:

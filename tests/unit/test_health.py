@@ -343,6 +343,14 @@ async def test_a_service_goes_through_its_life_and_its_listeners_hear_each_phase
     assert heard == [(who, phase) for phase in ("ready", "draining", "stopped") for who in ("one", "other")]
 
 
+@pytest.mark.parametrize("last", [HealthChecker.drain, HealthChecker.stop])
+async def test_a_service_that_has_begun_to_stop_is_never_ready_again(last: Callable[[HealthChecker], None]) -> None:
+    checker = HealthChecker(phase="starting")
+    last(checker)
+    checker.mark_ready()
+    assert (await checker.run()).status is HealthStatus.UNHEALTHY
+
+
 async def test_a_draining_service_is_unready_at_once_though_findings_are_kept(clock: ManualClock) -> None:
     checker = HealthChecker(clock=clock, ttl=60.0)
     checker.add_check("db", returns(True))
