@@ -6,7 +6,6 @@ from typing import Any
 from urllib.parse import unquote
 
 from grpc_interceptors.incoming import Incoming
-from grpc_interceptors.method import Method
 from resilience.call import Call
 from resilience.errors import PayloadTooLargeError
 
@@ -29,22 +28,24 @@ class InvocationMetadata:
         return [_text(value) for key, value in self._pairs if key == name]
 
 
-def call_from_context(method: Method, pairs: Pairs, peer: str, request: Any) -> Call:
+def call_from_context(method: str, pairs: Pairs, peer: str, request: Any, *, streaming: bool, safe: bool) -> Call:
     """Build the call of one RPC.
 
     Args:
-        method: the method called; a registered one.
+        method: the full name, ``/pkg.Service/Method``; a registered one.
         pairs: the invocation metadata.
         peer: as ``ServicerContext.peer()`` tells it.
         request: the message, one to wait for, or the iterator of a request stream.
+        streaming: True unless both sides send one message.
+        safe: True where the method declares NO_SIDE_EFFECTS.
     """
     return Call(
         "grpc",
-        method.name,
+        method,
         InvocationMetadata(pairs),
         peer=address_of(peer),
-        streaming=method.streaming,
-        safe=method.safe,
+        streaming=streaming,
+        safe=safe,
         payload=partial(_payload, request),
     )
 

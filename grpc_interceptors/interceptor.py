@@ -63,6 +63,7 @@ class ResilienceInterceptor(grpc.aio.ServerInterceptor):
         self._pipeline = pipeline
         self._executor = executor or ThreadPoolExecutor(_THREADS, "resilience-grpc")
         self._before_body = before_body
+        self._on_loop = False
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
         for operation in pipeline.operations():
             _verify(operation)
@@ -78,13 +79,8 @@ class ResilienceInterceptor(grpc.aio.ServerInterceptor):
         Raises:
             ConfigurationError: the server is not one of ``grpc.aio``.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise ConfigurationError(
-                "ResilienceInterceptor guards servers of grpc.aio.server(...), and this one is of grpc.server(...). "
-                "Serve with grpc.aio.server; plain functions as handlers run there, too."
-            ) from None
+        if not self._on_loop:
+            self._on_loop = _check_loop()
         return self._guarded(continuation, handler_call_details)
 
     async def _guarded(
@@ -106,6 +102,17 @@ class ResilienceInterceptor(grpc.aio.ServerInterceptor):
         if len(self._wrapped) < _MOST_METHODS:
             self._wrapped[name] = (handler, wrapped)
         return wrapped
+
+
+def _check_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise ConfigurationError(
+            "ResilienceInterceptor guards servers of grpc.aio.server(...), and this one is of grpc.server(...). "
+            "Serve with grpc.aio.server; plain functions as handlers run there, too."
+        ) from None
+    return True
 
 
 def _verify(operation: str) -> None:

@@ -69,7 +69,8 @@ class Serving:
         if early:
             request = Incoming(self.context)
         self.request = Requests(request, self.context) if method.request_streaming else request
-        self.admission = self.context.admission = pipeline.admit(call_from_context(method, pairs, peer, request))
+        call = call_from_context(method.name, pairs, peer, request, streaming=method.streaming, safe=method.safe)
+        self.admission = self.context.admission = pipeline.admit(call)
 
     async def __aenter__(self) -> Self:
         _serving.set(self)

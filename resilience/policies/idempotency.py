@@ -110,7 +110,7 @@ class IdempotencyPolicy:
         self._outage = Outage(f"keyed calls {'run unprotected' if on_outage == 'open' else 'are refused'}")
         self._heartbeat = Heartbeat(store, lease, ttl)
         self._room = WaitingRoom(self._ask, store.release)
-        self._late = LateCompletions(self._complete, self._heartbeat, ttl, self._room.wake)
+        self._late = LateCompletions(self._complete, store.release, self._heartbeat, ttl, self._room.wake)
 
     async def admit(self, call: Call, admission: Admission, *, may_wait: bool = True) -> Verdict:
         """Claim the key, or answer for the one who has it.
@@ -188,7 +188,11 @@ class IdempotencyPolicy:
         return self._max_wait if left is None else min(self._max_wait, left - min(_MARGIN, left / 5))
 
     async def _ask(self, key: str, token: str, print_: bytes) -> Claim:
-        return await self.store.claim(key, token, print_, lease=self._lease, ttl=self._ttl, takeover=self.takeover)
+        try:
+            return await self.store.claim(key, token, print_, lease=self._lease, ttl=self._ttl, takeover=self.takeover)
+        except StoreUnavailableError:
+            self._late.free(key, token)
+            raise
 
     async def _complete(self, key: str, token: str, print_: bytes, reply: Reply | None, ttl: float) -> bool:
         return await self.store.complete(key, token, print_, reply, ttl=ttl, tombstone=self._tombstone)
@@ -211,7 +215,10 @@ class IdempotencyPolicy:
                 await self.store.release(key, token)
         except StoreUnavailableError as error:
             # The operation is done and its reply leaves unchanged: an error now would ask the client to retry it.
-            kept = outcome.ended == "completed" and self._late.keep(key, token, print_, reply)
+            if outcome.ended != "completed":
+                self._late.free(key, token)
+                return
+            kept = self._late.keep(key, token, print_, reply)
             then = "it is tried again in the background" if kept else "its key waits for the lease"
             logger.warning("A finished operation could not be recorded, so %s: %s", then, error)
         else:

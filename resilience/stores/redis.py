@@ -38,7 +38,7 @@ class RedisStore(RedisRecords):
         record_timeout: seconds that an idempotency step may take.
         compress: whether kept replies of more than 1 KiB are compressed.
         encryption: keys of 32 random bytes by id, which kept replies are encrypted with: the first encrypts, all
-            decrypt. A key is good for 2**32 replies. Needs the extra ``encryption``.
+            decrypt. A key is good for 2**32 replies, its id for no other key. Needs the extra ``encryption``.
         refuse_unsealed: whether a reply that is not encrypted counts as not replayable; for when the last one that was
             kept before there were keys is gone.
 

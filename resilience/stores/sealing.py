@@ -52,7 +52,8 @@ class Sealing:
 
     Args:
         compress: whether an envelope of more than 1 KiB is compressed, where that makes it smaller.
-        keys: by id (1 to 64 letters, digits, ``.``, ``_``, ``-``) secrets of 32 random bytes. The first seals, all open.
+        keys: 32 random bytes each by id (1 to 64 letters, digits, ``.``, ``_``, ``-``). The first seals, all open.
+            An id is never used again for another secret.
         refuse_unsealed: whether a reply that is not sealed counts as one that can't be opened.
 
     Raises:
@@ -98,13 +99,15 @@ class Sealing:
         if ours and len(kept) < _HEAD.size:
             return "damaged"
         flags, length = _HEAD.unpack_from(kept)[1:] if ours else (0, len(kept))
-        if flags & ~(_COMPRESSED | _SEALED) or length > LARGEST and flags & _COMPRESSED:
+        if flags & ~(_COMPRESSED | _SEALED) or (length > LARGEST and flags & _COMPRESSED):
             return "damaged"
         if kept and self._refuse_unsealed and not flags & _SEALED:
             return "unsealed"
-        found: bytes | _Fault = kept[_HEAD.size :] if ours else kept
+        found: bytes | _Fault = kept
         if flags & _SEALED:
             found = self._unsealed(kept, name)
+        elif ours:
+            found = kept[_HEAD.size :]
         if flags & _COMPRESSED and isinstance(found, bytes):
             found = _inflated(found, length)
         return "damaged" if isinstance(found, bytes) and len(found) != length else found
@@ -115,7 +118,7 @@ class Sealing:
         key = self._keys.get(head[at:])
         if key is None:
             return "unknown key"
-        sealed = kept[len(head) :]
+        sealed = memoryview(kept)[len(head) :]  # not one more copy of a large reply
         try:
             return key[0].decrypt(sealed[:_NONCE], sealed[_NONCE:], head + name.encode())
         except Exception:  # a wrong tag, or too little for one
@@ -138,11 +141,9 @@ class Sealing:
 
     def token(self, plain: str) -> str:
         """Return a token that follows from a reply so that nobody can guess the reply from it."""
-        return (
-            plain
-            if self._writing is None
-            else hmac.digest(self._keys[self._writing][1], plain.encode(), "sha256").hex()
-        )
+        if self._writing is None:
+            return plain
+        return hmac.digest(self._keys[self._writing][1], plain.encode(), "sha256").hex()
 
     def _keyed(self, key_id: bytes, plain: bytes) -> bytes:
         # The id is in the part that says what may be compared: under two keys, fingerprints say nothing of each other.

@@ -15,6 +15,7 @@ from resilience import MemoryStore
 from resilience.stores.base import Store
 from resilience.stores.redis import RedisStore
 from resilience.testing import ManualClock, StoreContract
+from resilience.testing.record_contract import RecordContract
 from tests.support.redis_servers import RedisServer, binary, redis_cluster
 
 _names = count()
@@ -35,7 +36,7 @@ class TestMemoryStore(StoreContract):
         return f"{name}-{next(_names)}"
 
 
-class OnRedis(StoreContract):
+class MadeOnRedis:
     """Time is the server's own here, so it really passes; deadlines are long, since machines are slow at times."""
 
     @pytest.fixture(autouse=True)
@@ -49,8 +50,12 @@ class OnRedis(StoreContract):
     def source(self) -> "str | Redis | RedisCluster":
         """Return what the store is made from."""
 
+    def options(self) -> dict[str, Any]:
+        """Return what else the store is made with."""
+        return {}
+
     async def make_store(self) -> Store:
-        store = RedisStore(self.source(), limit_timeout=5, record_timeout=5)
+        store = RedisStore(self.source(), limit_timeout=5, record_timeout=5, **self.options())
         self._stores.append(store)
         return store
 
@@ -87,6 +92,15 @@ def cluster() -> Iterator[str]:
         runner.run(servers.__aexit__(None, None, None))
 
 
+class OnRedis(MadeOnRedis, StoreContract):
+    pass
+
+
+class SealedOnRedis(MadeOnRedis, RecordContract):
+    def options(self) -> dict[str, Any]:
+        return {"compress": True, "encryption": {"new": bytes(32), "old": b"\1" * 32}, "refuse_unsealed": True}
+
+
 class TestRedis70(OnRedis):
     @pytest.fixture(autouse=True)
     def _server(self, redis_70: str) -> None:
@@ -97,6 +111,24 @@ class TestRedis70(OnRedis):
 
 
 class TestRedis62(OnRedis):
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_62: str) -> None:
+        self.url = redis_62
+
+    def source(self) -> str:
+        return self.url
+
+
+class TestSealedOnRedis70(SealedOnRedis):
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_70: str) -> None:
+        self.url = redis_70
+
+    def source(self) -> str:
+        return self.url
+
+
+class TestSealedOnRedis62(SealedOnRedis):
     @pytest.fixture(autouse=True)
     def _server(self, redis_62: str) -> None:
         self.url = redis_62

@@ -78,6 +78,7 @@ class World:
         self._options = options
         self._started = 0
         self.workers: list[Worker] = []
+        self._ended: list[Worker] = []
 
     async def start_worker(self) -> Worker:
         """Start one more process."""
@@ -108,13 +109,13 @@ class World:
 
     async def replace(self, worker: Worker) -> Worker:
         """Start a process in place of one that has ended."""
-        await self.retire(worker)
+        self.workers.remove(worker)
+        self._ended.append(worker)  # somebody may have chosen its clients just now
         return await self.start_worker()
 
-    async def retire(self, worker: Worker) -> None:
-        """Let go of a process."""
-        self.workers.remove(worker)
-        await worker.close()
+    async def close(self) -> None:
+        """End all processes."""
+        await asyncio.gather(*(worker.close() for worker in (*self.workers, *self._ended)))
 
     async def records(self) -> int:
         """Count what Redis holds."""
@@ -132,7 +133,7 @@ async def world(folder: Path, *, lease: float = 1.0, **options: Any) -> AsyncIte
             await asyncio.gather(scene.start_worker(), scene.start_worker())
             yield scene
         finally:
-            await asyncio.gather(*(worker.close() for worker in scene.workers))
+            await scene.close()
 
 
 async def until(seen: Callable[[], Awaitable[bool]], within: float = _PATIENCE) -> None:

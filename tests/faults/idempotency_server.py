@@ -27,12 +27,10 @@ from http_middleware import install
 from http_middleware.server import UvicornServer
 from resilience import Admission, Call, HealthChecker, IdempotencyPolicy, Pipeline, Verdict, running_operation
 from resilience.codecs import JsonCodec
-from resilience.decisions.idempotency import Claim, Claimed, Takeover
 from resilience.lifecycle import run
 from resilience.shared_operation import operation
-from resilience.stores.redis import RedisStore
-from resilience.verdict import Reply
 from tests.faults.idempotency_ledger import Pen
+from tests.faults.idempotency_lies import LyingStore
 
 SERVICE = "faults.Orders"
 OPERATIONS = ("reexecute", "refuse", "patient", "short", "tombstone", "stream", "shared")
@@ -42,28 +40,6 @@ COOKIES = (("set-cookie", "a=1"), ("set-cookie", "b=2"))
 HEADERS = (("location", "/orders/1"), ("link", "</a>; rel=next"), ("link", "</b>; rel=last"))
 TRAILERS = (("x-order", "one"), ("x-order", "two"), ("x-order-bin", b"\x00\xff"))
 _LAG, _LOOK = 0.2, 0.1  # Seconds by which the loop may be late, and between two looks at it.
-
-
-class LyingStore(RedisStore):
-    """A store with a seeded bug, for the checker to find: ``claims`` grants all, ``completes`` keeps nothing."""
-
-    lies = ""
-
-    async def claim(
-        self, key: str, token: str, fingerprint: bytes, *, lease: float, ttl: float, takeover: Takeover
-    ) -> Claim:
-        """Ask, or grant without asking."""
-        if self.lies == "claims":
-            return Claimed(1)
-        return await super().claim(key, token, fingerprint, lease=lease, ttl=ttl, takeover=takeover)
-
-    async def complete(
-        self, key: str, token: str, fingerprint: bytes, reply: Reply | None, *, ttl: float, tombstone: float = 0.0
-    ) -> bool:
-        """Keep the answer, or say so."""
-        if self.lies == "completes":
-            return True
-        return await super().complete(key, token, fingerprint, reply, ttl=ttl, tombstone=tombstone)
 
 
 class ByOperation:

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from resilience.call import Protocol
 from resilience.stores.record import Stored, pack, unpack
+from resilience.stores.sealing import Sealing
 from resilience.verdict import Reply
 
 TOKEN, PRINT = bytes(range(16)), b"http:" + b"\xff" * 32
@@ -119,6 +121,8 @@ def test_a_record_without_a_reply_has_nothing_behind_its_fingerprint() -> None:
         b"\nbody",
         b"\xff\xfe\n",
         b"no json\nbody",
+        b"[" * 100_000 + b"\nbody",
+        b"\3no json\nbody",
     ],
 )
 def test_an_envelope_of_another_version_is_done_and_not_replayable(envelope: bytes) -> None:
@@ -180,3 +184,39 @@ def test_a_reply_goes_back_to_the_door_that_wrote_it(protocol: str) -> None:
     assert read is not None
     assert read.reply is not None
     assert read.reply.protocol == protocol
+
+
+# Sealed: the head is the one that the scripts read, and only what stands behind the fingerprint is another.
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("keys", [None, {"a": bytes(32)}])
+@pytest.mark.parametrize("reply", [REPLY, replace(REPLY, body=b"x" * 3000, result=b"y" * 3000), None])
+def test_a_sealed_record_is_read_as_it_was_written(
+    reply: Reply | None, keys: dict[str, bytes] | None, compress: bool
+) -> None:
+    sealing = Sealing(compress=compress, keys=keys)
+    seal, unseal = partial(sealing.seal, name="record"), partial(sealing.open, name="record")
+    raw = pack(done=True, ttl=60, tombstone=30, token=TOKEN, fingerprint=PRINT, reply=reply, seal=seal)
+    assert raw.startswith(packed(None))
+    assert unpack(raw, unseal) == stored(reply)
+    if keys is not None:
+        assert unpack(raw) == stored()
+
+
+@pytest.mark.parametrize("reply", [REPLY, replace(REPLY, body=b"x" * 3000)], ids=["short", "compressed"])
+def test_a_sealed_record_with_any_other_byte_is_done_and_not_replayable(reply: Reply) -> None:
+    sealing = Sealing(compress=True, keys={"a": bytes(32)})
+    unseal = partial(sealing.open, name="record")
+    raw = pack(
+        done=True,
+        ttl=60,
+        tombstone=30,
+        token=TOKEN,
+        fingerprint=PRINT,
+        reply=reply,
+        seal=partial(sealing.seal, name="record"),
+    )
+    for at in range(HEAD + len(PRINT), len(raw)):
+        for flip in range(1, 256):
+            assert unpack(raw[:at] + bytes([raw[at] ^ flip]) + raw[at + 1 :], unseal) == stored()

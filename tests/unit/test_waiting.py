@@ -665,7 +665,7 @@ def late_completions(
     async def complete(key: str, token: str, fingerprint: bytes, reply: Reply | None, ttl: float) -> bool:
         return await store.complete(key, token, fingerprint, reply, ttl=ttl)
 
-    return LateCompletions(complete, Heartbeat(store, 30.0, 60.0), 60.0, recorded, **options)
+    return LateCompletions(complete, store.release, Heartbeat(store, 30.0, 60.0), 60.0, recorded, **options)
 
 
 async def test_late_ends_are_tried_again_and_again_without_being_told(store: FaultyStore) -> None:
@@ -726,3 +726,49 @@ async def test_an_accident_with_one_late_end_keeps_no_other_back(
     assert recorded == ["two"]
     assert "could not be recorded" in caplog.text
     assert late._pending == {}
+
+
+async def test_a_claim_without_an_answer_is_given_back_once_the_store_answers(store: FaultyStore) -> None:
+    recorded: list[str] = []
+    late = late_completions(store, recorded.append)
+    store.down = True
+    late.free("one", "ghost")
+    await late.retry()
+    assert recorded == []
+    store.down = False
+    await store.claim("one", "ghost", b"http:1", lease=30.0, ttl=60.0, takeover="refuse")  # it was on its way
+    await late.retry()
+    assert recorded == ["one"]
+    assert late._pending == {}
+    assert await store.claim("one", "next", b"http:1", lease=30.0, ttl=60.0, takeover="refuse") == Claimed(1)
+
+
+async def test_what_was_never_claimed_is_let_go_after_two_answers_and_takes_nobodys_key(store: FaultyStore) -> None:
+    late = late_completions(store)
+    late.free("one", "ghost")
+    await store.claim("one", "owner", b"http:1", lease=30.0, ttl=60.0, takeover="refuse")
+    await late.retry()
+    assert late._pending
+    await late.retry()
+    assert late._pending == {}
+    claim = await store.claim("one", "next", b"http:1", lease=30.0, ttl=60.0, takeover="refuse")
+    assert isinstance(claim, InProgress)
+
+
+async def test_what_is_to_be_freed_is_bounded_too(store: FaultyStore, clock: ManualClock) -> None:
+    late = late_completions(store, most=1, clock=clock)
+    late.free("one", "t1")
+    late.free("two", "t2")
+    assert list(late._pending) == ["t1"]
+    clock.advance(60.0)
+    await late.retry()
+    assert late._pending == {}
+
+
+async def test_a_failed_operation_whose_store_is_gone_frees_its_key_later(store: FaultyStore) -> None:
+    policy = IdempotencyPolicy(store)
+
+    await run(policy, lambda _: setattr(store, "down", True), "failed")
+    store.down = False
+    await policy._late.retry()
+    assert await run(policy, lambda _: held().epoch) == 1
