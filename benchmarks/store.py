@@ -1,4 +1,4 @@
-"""The Redis store beside redis-py and peers, in one run on one server: decisions a second, and the client's CPU for each.
+"""The Redis store beside redis-py and peers, in turns on one server: decisions a second, and the client's CPU for each.
 
 Run it with ``python -m benchmarks.store``. It starts a redis-server on a free port, or uses ``REDIS_URL``.
 """
