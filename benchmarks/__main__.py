@@ -27,7 +27,7 @@ SUITES = {
     "store": (70, 12),
     "http": (110, 25),
     "grpc": (70, 15),
-    "idempotency": (90, 20),
+    "idempotency_report": (90, 20),
     "scale": (75, 18),
 }
 

@@ -1,5 +1,6 @@
 """The gRPC door: one resilience pipeline in front of any ``grpc.aio`` server."""
 
+from grpc_interceptors.checks import check_grpc
 from grpc_interceptors.client import client_interceptors
 from grpc_interceptors.health import HealthService, add_health, health_server
 from grpc_interceptors.interceptor import ResilienceInterceptor
@@ -12,6 +13,7 @@ __all__ = [
     "ResilienceInterceptor",
     "add_health",
     "add_rate_limit_service",
+    "check_grpc",
     "client_interceptors",
     "health_server",
     "retry_service_config",

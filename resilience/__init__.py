@@ -7,7 +7,15 @@ from resilience.admission import Admission, Policy
 from resilience.background import bind_context
 from resilience.call import Call, Metadata
 from resilience.caller import api_key, by_user
-from resilience.checks import check_database, check_redis
+from resilience.checks import (
+    EventLoopLag,
+    check_database,
+    check_disk,
+    check_http,
+    check_redis,
+    check_store,
+    check_tcp,
+)
 from resilience.context import (
     ContextSnapshot,
     RequestContext,
@@ -55,6 +63,7 @@ __all__ = [
     "ComponentHealth",
     "ConfigurationError",
     "ContextSnapshot",
+    "EventLoopLag",
     "ForeignValueError",
     "HealthChecker",
     "HealthReport",
@@ -92,7 +101,11 @@ __all__ = [
     "bind_context",
     "by_user",
     "check_database",
+    "check_disk",
+    "check_http",
     "check_redis",
+    "check_store",
+    "check_tcp",
     "copy_context",
     "generate_idempotency_key",
     "get_correlation_id",

@@ -5,5 +5,6 @@ import sys
 
 from resilience.probe.command import main
 
-# Not sys.exit: that would wait for a name to resolve, long after its time was up.
-os._exit(main(sys.argv[1:]))
+if __name__ == "__main__":
+    # Not sys.exit: that would wait for a name to resolve, long after its time was up.
+    os._exit(main(sys.argv[1:]))

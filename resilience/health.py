@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from hmac import compare_digest
 from time import monotonic, time
 
@@ -17,7 +16,6 @@ __all__ = ["Check", "ComponentHealth", "Found", "HealthChecker", "HealthReport",
 logger = logging.getLogger("resilience")
 
 READY, LIVE, STARTUP = "ready", "live", "startup"
-_THREADS = 4  # Of their own: in the loop's pool, checks would wait for handlers and handlers for checks.
 
 
 class HealthChecker:
@@ -60,7 +58,6 @@ class HealthChecker:
         self._clock = clock
         self._wall = wall
         self._checks: dict[str, HealthCheck] = {}
-        self._threads = ThreadPoolExecutor(_THREADS, "resilience-health")
         self._wakes: list[Callable[[], None]] = []
         self._listeners: list[Callable[[HealthChange], None]] = []
 
@@ -113,7 +110,6 @@ class HealthChecker:
             ok_after,
             frozenset(groups),
             frozenset(services),
-            self._threads,
             self._clock,
             self._wall,
             self._turned,
@@ -131,7 +127,6 @@ class HealthChecker:
     def stop(self) -> None:
         """Say that the service has stopped."""
         self._enter("stopped")
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def subscribe(self, wake: Callable[[], None]) -> None:
         """Have ``wake`` called at each change of phase or of a component; it must not block or raise."""

@@ -4,18 +4,18 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from inspect import isawaitable, iscoroutinefunction
 from typing import Literal
 
 from resilience.decisions.readiness import ComponentHealth, Damped, HealthChange, HealthStatus, damp, redact
+from resilience.threads import in_thread
 
 logger = logging.getLogger("resilience")
 
 Found = ComponentHealth | bool | None
 Check = Callable[[], Awaitable[Found] | Found]
-"""Returns a ``ComponentHealth``, a truth, or None for "fine"; or raises. Sync ones run in a thread."""
+"""Returns a ``ComponentHealth``, a truth, or None for "fine"; or raises. Sync ones run in a thread of their own."""
 
 Scope = Literal["local", "shared"]
 """Whose trouble it is: this process's own, or one of all processes at once, where unreadiness would save nobody."""
@@ -37,7 +37,6 @@ class HealthCheck:
         fail_after, ok_after: findings in a row that turn it.
         groups: the probes that ask it.
         services: the gRPC services that it speaks for; all where empty.
-        threads: where plain functions run.
         clock: seconds that never step back.
         wall: seconds since the epoch.
         turned: told each turn of the status.
@@ -54,7 +53,6 @@ class HealthCheck:
     ok_after: int
     groups: frozenset[str]
     services: frozenset[str]
-    threads: Executor
     clock: Callable[[], float]
     wall: Callable[[], float]
     turned: Callable[[HealthChange], None]
@@ -114,7 +112,7 @@ class HealthCheck:
             if iscoroutinefunction(self.ask) or iscoroutinefunction(call):
                 answer: object = self.ask()
             else:
-                answer = await asyncio.get_running_loop().run_in_executor(self.threads, self.ask)
+                answer = await in_thread(self.ask)
             found = await answer if isawaitable(answer) else answer
         except Exception as error:
             # Its text may hold a password or a host name: that is for the log, the class is for the probe.

@@ -1,19 +1,14 @@
 """How a check is run and told: from what it does or raises to a ``ComponentHealth`` that may be shown to anybody."""
 
-import asyncio
 import logging
-import threading
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import copy_context
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 from resilience.decisions.readiness import ComponentHealth, HealthStatus
 from resilience.errors import ConfigurationError
 
 logger = logging.getLogger("resilience")
-
-T = TypeVar("T")
 
 
 class Unmet(Exception):  # noqa: N818 - no error: an answer, and not the one that was hoped for
@@ -57,33 +52,3 @@ async def checked(
         # Not louder: the checker tells each turn once, and while a server is gone this comes with every probe.
         logger.debug("The health check of the %s failed: %s", name, message)
     return ComponentHealth(name, status, (perf_counter() - started) * 1000, message, details)
-
-
-async def in_thread(function: Callable[[], T]) -> T:
-    """Call ``function`` in a thread of its own, and return what it returns.
-
-    Not in a pool: one waits for its threads when the process ends, and a driver whose server hangs would hold that up.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[tuple[T | None, BaseException | None]] = loop.create_future()
-
-    def tell(result: T | None, error: BaseException | None) -> None:
-        if not done.done():
-            done.set_result((result, error))
-
-    def call() -> None:
-        result, error = None, None
-        try:
-            result = function()
-        except BaseException as raised:
-            error = raised
-        try:
-            loop.call_soon_threadsafe(tell, result, error)
-        except RuntimeError:
-            pass  # the loop has ended meanwhile, and nobody waits
-
-    threading.Thread(target=copy_context().run, args=(call,), name="resilience-check", daemon=True).start()
-    result, error = await done
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value] # None only where T is

@@ -6,9 +6,10 @@ from inspect import isawaitable, iscoroutinefunction
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any
 
-from resilience.checks.checked import Unmet, checked, in_thread
+from resilience.checks.checked import Unmet, checked
 from resilience.decisions.readiness import ComponentHealth
 from resilience.errors import ConfigurationError
+from resilience.threads import in_thread
 
 _QUERY = "SELECT 1"
 _REMEDY = (

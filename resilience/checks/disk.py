@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from resilience.checks.checked import Unmet, checked, in_thread
+from resilience.checks.checked import Unmet, checked
 from resilience.decisions.readiness import ComponentHealth
 from resilience.errors import ConfigurationError
+from resilience.threads import in_thread
 
 
 async def check_disk(path: "str | PathLike[str]", min_free: float = 0.05) -> ComponentHealth:
