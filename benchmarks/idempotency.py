@@ -99,7 +99,8 @@ async def keyed(stack: AsyncExitStack, redis: str | None) -> tuple[dict[str, Can
             continue
         for number in range(CALLERS):  # so that each replay is one
             await ask(app, number, REPLAY)
-        found |= {f"{label}, {kind}": Candidate(app, EXTRA[kind]) for kind in EXTRA}
+        kinds = tuple(EXTRA) if peer is OURS else (NEW, REPLAY)  # one of them refuses whoever sends no key
+        found |= {f"{label}, {kind}": Candidate(app, EXTRA[kind]) for kind in kinds}
     return found, missing
 
 

@@ -52,7 +52,7 @@ async def _ichido(endpoint: Endpoint, redis: str | None) -> AsyncIterator[ASGIAp
 async def _mobius(endpoint: Endpoint, redis: str | None) -> AsyncIterator[ASGIApp]:
     mobius = import_module("mobius_idempotence")
     if redis:
-        backend = import_module("mobius_idempotence.backends.redis").RedisBackend(redis)
+        backend = import_module("mobius_idempotence.backends.redis").RedisBackend(redis, max_connections=256)
     else:
         backend = import_module("mobius_idempotence.backends.memory").MemoryBackend()
     manager = mobius.IdempotencyManager(backend, mobius.IdempotencyConfig(fail_open=False))

@@ -67,7 +67,7 @@ def find_tool(name: str) -> str:
     return path
 
 
-async def _run(name: str, *arguments: str | Path) -> str:
+async def _run(name: str, *arguments: str) -> str:
     # A proxy of the environment is no way to a server on this machine.
     environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     process = await asyncio.create_subprocess_exec(
@@ -114,10 +114,10 @@ async def http_at_fixed_rate(target: Target, *, keyed: bool, rate: int, seconds:
     with TemporaryDirectory() as name:
         targets, results = Path(name, "targets"), Path(name, "results")
         lines = _targets(_url(target, keyed=keyed), round(rate * seconds) if keyed else 1, keyed=keyed)
-        targets.write_text("".join(f"{line}\n" for line in lines))
-        attack = ["-format=json", "-targets", targets, f"-rate={rate}/1s", f"-duration={seconds}s", "-output", results]
-        await _run("vegeta", "attack", *attack, f"-workers={CONNECTIONS}", "-max-body=0")
-        rows = [row.split(",", 3) for row in (await _run("vegeta", "encode", "-to=csv", results)).splitlines()]
+        await asyncio.to_thread(targets.write_text, "".join(f"{line}\n" for line in lines))
+        load = [f"-rate={rate}/1s", f"-duration={seconds}s", f"-workers={CONNECTIONS}", "-max-body=0"]
+        await _run("vegeta", "attack", "-format=json", f"-targets={targets}", f"-output={results}", *load)
+        rows = [row.split(",", 3) for row in (await _run("vegeta", "encode", "-to=csv", str(results))).splitlines()]
     failed = sum(code not in ("200", "201") for _, code, _, _ in rows)
     return _round([float(latency) / 1e9 for _, _, latency, _ in rows], failed, seconds)
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, process_time
@@ -95,7 +96,11 @@ async def serve(*, guarded: bool, redis: str | None) -> None:
     settings = PaymentsSettings(
         _env_file=None, processing_seconds=0, rate_limit_requests=MANY, rate_limit_window=60, redis_url=redis
     )
-    service, checker, stalls = CountedService(settings.processing_seconds), HealthChecker("1", phase="starting"), Stalls()
+    service, checker, stalls = (
+        CountedService(settings.processing_seconds),
+        HealthChecker("1", phase="starting"),
+        Stalls(),
+    )
     pipeline = build_pipeline(settings, settings.store()) if guarded else None
     if pipeline is None:
         app, server = bare(service)
@@ -125,11 +130,12 @@ def main(variant: str, redis: str | None = None) -> None:
     """Serve on uvloop where it is installed, as uvicorn would by itself."""
     logging.basicConfig(level=logging.WARNING)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    try:
-        from uvloop import new_event_loop  # noqa: PLC0415 - as uvicorn: faster with it, and good without
-    except ImportError:
-        new_event_loop = asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with suppress(ImportError):
+        import uvloop  # noqa: PLC0415 - as uvicorn: faster with it, and good without
+
+        new_loop = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(serve(guarded=variant == "guarded", redis=redis))
 
 

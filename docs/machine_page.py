@@ -10,6 +10,7 @@ SHOWN = {
     "abandoned": "the lease is out",
     "completed": "the reply is kept",
     "expired": "a tombstone: it ran, the reply is gone",
+    "released": "who took over gave it back; the epoch is kept",
 }
 
 
@@ -49,6 +50,7 @@ def _line(row: Row) -> str:
     asked = [] if row.by == "any" else [{"owner": "the owner", "other": "another"}[row.by]]
     asked += [] if row.payload == "any" else [f"{row.payload} payload"]
     asked += [] if row.takeover == "any" else [f"policy `{row.takeover}`"]
+    asked += [] if row.turn == "any" else [{"first": "epoch 1", "later": "epoch above 1"}[row.turn]]
     then: str = row.then or "as it was"
     if row.then == "in_progress" or row.epoch != "kept":
         then += {"first": ", epoch 1", "raised": ", epoch + 1", "kept": ""}[row.epoch]

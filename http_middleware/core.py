@@ -86,7 +86,7 @@ class CoreMiddleware:
             body = Body(admission.call.metadata, receive)
             admission.call.payload = body.read
         try:
-            verdict = await _ask(groups, admission)
+            verdict = await (admission.admit(groups[0]) if len(groups) == 1 else _ask(groups, admission))
         except ClientGoneError:
             await render_client_gone(send)
             return
@@ -191,15 +191,20 @@ class _Outgoing:
         self._send = send
         self.started = False
 
-    async def __call__(self, message: Message) -> None:
+    def __call__(self, message: Message) -> Awaitable[None]:
+        # No coroutine of its own: nothing is awaited here, and every message of every reply comes by.
         if not self.started:
             if self._admission.verdict is not PROCEED:
-                return
+                return _drop()
             if message["type"] == "http.response.start":
                 self.started = True
                 if self._admission.capture:
                     self._send = _Recorder(self._admission, self._send)
-        await self._send(message)
+        return self._send(message)
+
+
+async def _drop() -> None:
+    """Send nothing."""
 
 
 class _Recorder:

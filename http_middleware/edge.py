@@ -1,6 +1,6 @@
 """Floor 4: the outer stage. Opens the admission, and writes its metadata on whatever leaves, errors included."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -133,12 +133,12 @@ class EdgeMiddleware:
     async def _serve(self, inner: ASGIApp, scope: Scope, receive: Receive, send: Send, answers_errors: bool) -> None:
         status = 0
 
-        async def send_with_metadata(message: Message) -> None:
+        def send_with_metadata(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] in _STARTS:
                 status = message.get("status", 101)
                 message = {**message, "headers": with_metadata(message.get("headers", ()), admission.metadata)}
-            await send(message)
+            return send(message)
 
         scope[OPERATION] = self.operation
         lead = self._lead
@@ -159,7 +159,7 @@ class EdgeMiddleware:
                 elif not status and scope["type"] == "http" and answers_errors:
                     await PlainTextResponse("Internal Server Error", 500)(scope, receive, send_with_metadata)
                 raise
-            if scope["type"] == "http" and not isinstance(admission.verdict, Reject):
+            if admission.hooked and scope["type"] == "http" and not isinstance(admission.verdict, Reject):
                 await admission.settle(Outcome("completed" if wire.is_final_http(status) else "failed"))
 
     async def _ask(self, admission: Admission) -> None:

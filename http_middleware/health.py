@@ -11,6 +11,7 @@ from resilience.decisions.readiness import ComponentHealth, HealthReport, Health
 from resilience.health import LIVE, READY, STARTUP, HealthChecker
 
 _GROUPS = {"/health": None, "/health/live": LIVE, "/health/ready": READY, "/health/startup": STARTUP}
+PATHS = frozenset(_GROUPS)
 _HEALTH_JSON = "application/health+json"
 _WORDS = {HealthStatus.HEALTHY: "pass", HealthStatus.DEGRADED: "warn", HealthStatus.UNHEALTHY: "fail"}
 _TRY_AGAIN = 1  # Seconds that a probe is asked to wait.

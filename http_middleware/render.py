@@ -24,6 +24,8 @@ _NOT_KEPT = wire.OURS | {
     "transfer-encoding",
     "upgrade",
 }
+_NOT_KEPT_NAMES = frozenset(name.encode() for name in _NOT_KEPT)
+_ENCODED = {name: name.encode() for name in wire.OURS}
 _PROBLEM = "application/problem+json"
 # Source: draft-ietf-httpapi-ratelimit-headers-11, "Problem Types".
 _PROBLEM_TYPES = {
@@ -37,15 +39,20 @@ def with_metadata(
     headers: Iterable[tuple[bytes, bytes]], metadata: Iterable[tuple[str, str]]
 ) -> list[tuple[bytes, bytes]]:
     """Return a new header list in which each name of ``metadata`` stands once, with our value."""
-    ours = [(name.encode(), value.encode("latin-1")) for name, value in metadata]
+    ours = [(_ENCODED.get(name) or name.encode(), value.encode("latin-1")) for name, value in metadata]
     names = {name for name, _ in ours}
     return [pair for pair in headers if pair[0].lower() not in names] + ours
 
 
 def kept_metadata(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
     """Return the headers of a reply that its retries may see again."""
-    pairs = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in headers)
-    return tuple(pair for pair in pairs if pair[0] not in _NOT_KEPT)
+    return tuple(
+        [
+            (name.decode("latin-1").lower(), value.decode("latin-1"))
+            for name, value in headers
+            if name.lower() not in _NOT_KEPT_NAMES
+        ]
+    )
 
 
 async def render_reject(reject: Reject, admission: Admission, send: Send) -> None:

@@ -114,6 +114,11 @@ class Admission:
         """Have ``hook`` told how the call ended. Last in, first out; each runs, whatever another raises."""
         self._hooks.append(hook)
 
+    @property
+    def hooked(self) -> bool:
+        """Whether anybody waits to be told how the call ends."""
+        return bool(self._hooks)
+
     async def admit(self, policies: Sequence[Policy]) -> Verdict:
         """Ask ``policies`` in order until one does not proceed; keep and return the verdict."""
         for policy in policies:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from examples.payments.grpc_door import SERVICE, build_server, listen
@@ -13,7 +14,7 @@ from examples.payments.service import PaymentService
 from examples.payments.settings import PaymentsSettings
 from grpc_interceptors import health_server
 from http_middleware.server import UvicornServer
-from resilience import ConfigurationError, HealthChecker
+from resilience import ConfigurationError, HealthChecker, check_store
 from resilience.lifecycle import Server, run
 
 GRACE = 10.0  # Seconds that running work gets once the doors are closed.
@@ -25,6 +26,7 @@ async def serve(settings: PaymentsSettings) -> None:
     pipeline = build_pipeline(settings, store)
     token = settings.health_token
     checker = HealthChecker("1.0.0", "demo", phase="starting", token=token.get_secret_value() if token else None)
+    checker.add_check("store", partial(check_store, store), scope="shared", critical=False)
     service = PaymentService(settings.processing_seconds)
     app = build_app(service, pipeline, checker)
     http = UvicornServer(app, host=settings.host, port=settings.http_port, name="HTTP_PORT", log_config=None)

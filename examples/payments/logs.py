@@ -5,6 +5,7 @@ import sys
 
 import structlog
 
+from http_middleware.access_log import QuietProbes
 from resilience import add_request_context
 
 
@@ -27,3 +28,4 @@ def configure_logs() -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
+    logging.getLogger("uvicorn.access").addFilter(QuietProbes())

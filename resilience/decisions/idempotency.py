@@ -3,13 +3,13 @@
     absent --claim--> in progress --complete--> completed --ttl--> absent, or expired --tombstone--> absent
                         |   ^ renew
                         |   +-- claim again once the lease is out: takeover, epoch + 1
-                        +-- release --> absent
+                        +-- release --> absent, or after a takeover: released --claim--> in progress, epoch + 1
 
 The machine itself is the table of ``decisions.idempotency_table``; this reads it.
 
 Facts
 - A record outlives its lease: after a crash the fingerprint still guards the key, and the epoch tells the
-  second owner that it is the second.
+  second owner that it is the second. While the first may still be there no epoch comes again, whoever fails.
 - A claim, a completion, a renewal and a resolution succeed again when they are repeated: a command that a driver
   sends twice never meets itself.
 - A payload mismatch is told before everything else, during the first run and after it.
@@ -177,7 +177,9 @@ def decide_step(command: Command, record: Record | None, token: str, now: float)
     Returns:
         A row whose ``answer`` is ``yes`` or ``no``; where its ``then`` is None, nothing is to be written.
     """
-    return find_row(command, state_of(record, now), owner=record is not None and record.token == token)
+    if record is None:
+        return find_row(command, "absent")
+    return find_row(command, state_of(record, now), owner=record.token == token, later=record.epoch > 1)
 
 
 def differs(first: bytes, second: bytes) -> bool:

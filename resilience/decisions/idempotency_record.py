@@ -19,8 +19,9 @@ class Record:
         lease_until: when the owner counts as gone; meaningless once ``done``.
         done: whether it completed.
         reply: the stored answer; None while in progress, or where the answer can't be shown again.
-        written_at: when it was claimed, renewed, completed or resolved, whichever was last.
-        ttl_until: when its reply, or what an owner left unfinished, is no longer kept.
+        written_at: when it was claimed, renewed, completed, released or resolved, whichever was last.
+        ttl_until: when its reply, or what an owner left unfinished or gave back, is no longer kept.
+        released: whether its owner gave the key back; then only the epoch means anything.
     """
 
     token: str
@@ -31,6 +32,7 @@ class Record:
     reply: Reply | None = None
     written_at: float = 0.0
     ttl_until: float = inf
+    released: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,11 @@ class Standing:
 
     Args:
         state: ``in_progress``; ``abandoned``: its owner's lease is out; ``completed``; ``expired``: it ran, and the key
-            is remembered without its reply.
+            is remembered without its reply; ``released``: who took over gave it back, and the next claim runs.
         epoch: how many owners it had, a resolution counted as one.
-        age: since it was claimed, renewed, completed or resolved, whichever was last.
+        age: since it was claimed, renewed, completed, released or resolved, whichever was last.
         lease_left: until its owner counts as gone; 0 unless in progress.
-        ttl_left: until its reply, or what an owner left unfinished, is no longer kept; 0 once expired.
+        ttl_left: until its reply, or what an owner left unfinished or gave back, is no longer kept; 0 once expired.
         tombstone_left: that the key will be remembered after that.
         reply: what a retry is answered; None unless completed, or where the answer can't be shown again.
     """
@@ -61,6 +63,8 @@ def state_of(record: Record | None, now: float) -> State:
     """Tell the state of what a store holds, or of None where it holds nothing or that has run out."""
     if record is None:
         return "absent"
+    if record.released:
+        return "released"
     if record.done:
         return "completed" if now < record.ttl_until else "expired"
     return "in_progress" if now < record.lease_until else "abandoned"
@@ -88,6 +92,12 @@ def claimed(token: str, epoch: int, fingerprint: bytes, *, lease: float, ttl: fl
 def completed(token: str, epoch: int, fingerprint: bytes, reply: Reply | None, *, ttl: float, now: float) -> Record:
     """Return the record of a completion or a resolution that was accepted."""
     return Record(token, epoch, fingerprint, now, done=True, reply=reply, written_at=now, ttl_until=now + ttl)
+
+
+def released(record: Record, now: float) -> Record:
+    """Return the record that a release leaves of ``record``: its epoch, for one more ttl."""
+    ttl = record.ttl_until - record.written_at
+    return Record(record.token, record.epoch, b"", now, written_at=now, ttl_until=now + ttl, released=True)
 
 
 def next_epoch(row: Row, record: Record | None) -> int:

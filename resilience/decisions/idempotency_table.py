@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Literal, NamedTuple
 
-State = Literal["absent", "in_progress", "abandoned", "completed", "expired"]
-"""``abandoned`` is in progress with the lease out; ``expired`` is a tombstone: the operation ran, its reply is gone."""
+State = Literal["absent", "in_progress", "abandoned", "completed", "expired", "released"]
+"""``abandoned`` is in progress with the lease out; ``expired`` is a tombstone: the operation ran, its reply is gone.
+
+``released`` is as good as absent but for the epoch: who took over has given the key back, and who had been given up may
+still be at work, under a lower epoch than the next owner must have.
+"""
 
 Command = Literal["claim", "renew", "complete", "release", "resolve", "forget"]
 
@@ -29,6 +33,7 @@ class Row(NamedTuple):
         by: ``owner``: the command carries the token that the record has.
         payload: of a claim; ``other`` where its fingerprint differs from the record's.
         takeover: of a claim.
+        turn: of a release; ``first`` where the record's epoch is 1, ``later`` where it is higher.
         epoch: of what is written: 1, the record's, or one more.
     """
 
@@ -41,6 +46,7 @@ class Row(NamedTuple):
     by: Literal["owner", "other", "any"] = "any"
     payload: Literal["same", "other", "any"] = "any"
     takeover: Literal["reexecute", "refuse", "any"] = "any"
+    turn: Literal["first", "later", "any"] = "any"
     epoch: Literal["first", "kept", "raised"] = "kept"
 
 
@@ -51,6 +57,10 @@ ROWS = (
     Row(
         "first claim", "claim", ("absent",), "claimed", "in_progress",
         "nobody has asked for it, or what they left is forgotten", epoch="first",
+    ),
+    Row(
+        "claim after a release", "claim", ("released",), "claimed", "in_progress",
+        "free for any payload; whoever was given up before is of a lower epoch", epoch="raised",
     ),
     Row(
         "mismatch", "claim", (*_UNFINISHED, *_DONE), "mismatched", None,
@@ -90,7 +100,7 @@ ROWS = (
         "the lease went to somebody else", by="other",
     ),
     Row(
-        "idle renewal", "renew", ("absent", *_DONE), "no", None,
+        "idle renewal", "renew", ("absent", "released", *_DONE), "no", None,
         "there is no run to keep alive",
     ),
     Row(
@@ -106,19 +116,28 @@ ROWS = (
         "the record was lost; a late one is better than a second run", epoch="first",
     ),
     Row(
+        "completion after a release", "complete", ("released",), "yes", "completed",
+        "who took over gave it back; the reply of one who was given up is better than one more run",
+    ),
+    Row(
         "stale completion", "complete", (*_UNFINISHED, *_DONE), "no", None,
         "who lost the lease can't overwrite the winner", by="other",
     ),
     Row(
         "release", "release", _UNFINISHED, "yes", "absent",
-        "it failed, so a retry may run", by="owner",
+        "it failed, so a retry may run", by="owner", turn="first",
+    ),
+    Row(
+        "release after a takeover", "release", _UNFINISHED, "yes", "released",
+        "it failed, so a retry may run; whoever was given up before may still be at work: no epoch comes again",
+        by="owner", turn="later",
     ),
     Row(
         "stale release", "release", _UNFINISHED, "no", None,
         "who lost the lease can't free the winner's key", by="other",
     ),
     Row(
-        "idle release", "release", ("absent", *_DONE), "no", None,
+        "idle release", "release", ("absent", "released", *_DONE), "no", None,
         "what is done stays done",
     ),
     Row(
@@ -138,11 +157,11 @@ ROWS = (
         "the owner is alive and will answer itself",
     ),
     Row(
-        "idle resolution", "resolve", ("absent",), "no", None,
+        "idle resolution", "resolve", ("absent", "released"), "no", None,
         "there is no operation to answer for",
     ),
     Row(
-        "forgetting", "forget", ("abandoned", *_DONE), "yes", "absent",
+        "forgetting", "forget", ("abandoned", "released", *_DONE), "yes", "absent",
         "an operator lets the key be used as if it were new",
     ),
     Row(
@@ -175,6 +194,7 @@ class Lapse(NamedTuple):
 LAPSES = (
     Lapse("lease out", "in_progress", "abandoned", "the owner has not renewed it for one lease"),
     Lapse("abandoned ttl", "abandoned", "absent", "one ttl has passed since its last renewal"),
+    Lapse("released ttl", "released", "absent", "one ttl has passed since its release"),
     Lapse("ttl with a tombstone", "completed", "expired", "the reply's ttl has passed, and the key is remembered"),
     Lapse("ttl", "completed", "absent", "the reply's ttl has passed, and nothing is remembered"),
     Lapse("tombstone out", "expired", "absent", "the key has been remembered for long enough"),
@@ -188,6 +208,7 @@ def find_row(
     owner: bool = False,
     same_payload: bool = True,
     takeover: Literal["reexecute", "refuse"] = "reexecute",
+    later: bool = False,
 ) -> Row:
     """Return the row that holds.
 
@@ -195,15 +216,17 @@ def find_row(
         owner: whether the command carries the record's token.
         same_payload: whether a claim's fingerprint is no other than the record's.
         takeover: of a claim.
+        later: whether the record's epoch is higher than 1.
     """
-    return _CELLS[command, state, owner, same_payload, takeover]
+    return _CELLS[command, state, owner, same_payload, takeover, later]
 
 
 def _cells(row: Row) -> Iterator[tuple[object, ...]]:
     owner = {"owner": (True,), "other": (False,), "any": (True, False)}[row.by]
     same = {"same": (True,), "other": (False,), "any": (True, False)}[row.payload]
     takeover = ("reexecute", "refuse") if row.takeover == "any" else (row.takeover,)
-    return product((row.command,), row.states, owner, same, takeover)
+    later = {"first": (False,), "later": (True,), "any": (True, False)}[row.turn]
+    return product((row.command,), row.states, owner, same, takeover, later)
 
 
 _CELLS: dict[tuple[object, ...], Row] = {cell: row for row in ROWS for cell in _cells(row)}

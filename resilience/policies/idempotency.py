@@ -3,7 +3,6 @@
 import logging
 from dataclasses import replace
 from math import inf
-from secrets import token_hex
 from typing import Literal
 
 from resilience import wire
@@ -28,6 +27,7 @@ from resilience.policies.completion import LateCompletions
 from resilience.policies.heartbeat import Heartbeat
 from resilience.policies.operation import RunningOperation
 from resilience.policies.outage import Outage
+from resilience.policies.request_context import IdMint
 from resilience.policies.waiting import OnTwin, WaitingRoom
 from resilience.stores.base import IdempotencyStore
 from resilience.verdict import PROCEED, Outcome, Reject, Replay, Reply, Verdict
@@ -98,6 +98,8 @@ class IdempotencyPolicy:
         self.store = store
         self._operation = operation
         self.required = required
+        self.needs = None if required else wire.IDEMPOTENCY_KEY
+        """The metadata without which a call is none of this policy's business; None where there is no such."""
         self._ttl = ttl
         self._tombstone = tombstone
         self._lease = lease
@@ -108,6 +110,7 @@ class IdempotencyPolicy:
         self._max_payload = max_payload
         self._max_reply = max_reply
         self._outage = Outage(f"keyed calls {'run unprotected' if on_outage == 'open' else 'are refused'}")
+        self._mint = IdMint()
         self._heartbeat = Heartbeat(store, lease, ttl)
         self._room = WaitingRoom(self._ask, store.release)
         self._late = LateCompletions(self._complete, store.release, self._heartbeat, ttl, self._room.wake)
@@ -147,7 +150,7 @@ class IdempotencyPolicy:
         self, operation: RunningOperation, print_: bytes, call: Call, admission: Admission, patience: float
     ) -> Verdict:
         key = operation.key
-        token = token_hex(16)
+        token = self._mint()
         claim: Claim = InProgress(LONGEST_HINT)  # so it was for those who wait by now
         if patience <= 0 or not self._room.is_watched(key, print_):
             try:

@@ -12,7 +12,8 @@ class Selective:
     """A policy for the named operations only.
 
     Args:
-        policy: asked for these.
+        policy: asked for these. One that has nothing to say of a call without a certain metadata names it as
+            ``needs``, and is not asked of such a call.
         operations: ``"POST /orders/{id}"`` or ``"/pkg.Service/Method"``. One that its door does not
             know stops the service from starting.
     """
@@ -20,9 +21,12 @@ class Selective:
     def __init__(self, policy: Policy, operations: Iterable[str]) -> None:
         self.policy = policy
         self.operations = frozenset(operations)
+        self._needs: str | None = getattr(policy, "needs", None)
 
     async def admit(self, call: Call, admission: Admission) -> Verdict:
         """Ask the policy, if the call is one of its operations."""
+        if self._needs is not None and call.metadata.get(self._needs) is None:
+            return PROCEED  # cheaper to find out than what the call's operation is
         if call.operation in self.operations:
             return await self.policy.admit(call, admission)
         return PROCEED

@@ -97,7 +97,10 @@ class IdempotencyStore(Protocol):
         ...
 
     async def release(self, key: str, token: str) -> bool:
-        """Free the key so that a retry runs; False where it is not the token's to free."""
+        """Free the key so that a retry runs; False where it is not the token's to free.
+
+        The retry may have another payload. Where the token had taken the key over, the retry's epoch is higher yet.
+        """
         ...
 
     async def inspect(self, key: str) -> Standing | None:

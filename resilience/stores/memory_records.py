@@ -13,6 +13,7 @@ from resilience.decisions.idempotency_record import (
     claimed,
     completed,
     next_epoch,
+    released,
     resolution,
     stand,
 )
@@ -86,9 +87,13 @@ class MemoryRecords:
     async def release(self, key: str, token: str) -> bool:
         """Free the key so that a retry runs. See ``IdempotencyStore``."""
         now = self._clock()
-        row = decide_step("release", self._find(key, now), token, now)
+        record = self._find(key, now)
+        row = decide_step("release", record, token, now)
         if row.then == "absent":
             self._drop(key)
+        elif record is not None and row.then == "released":
+            left = released(record, now)
+            self._put(key, left, left.ttl_until)
         return row.answer == "yes"
 
     async def inspect(self, key: str) -> Standing | None:

@@ -1,10 +1,11 @@
 """Floor 1: an idempotency record as bytes. One layout, read here and by the scripts in ``lua/``.
 
-    I | P or D | epoch 8 | span in ms 8 | life in ms 8 | token 16 | length 1 | fingerprint | envelope
+    I | P, D or R | epoch 8 | span in ms 8 | life in ms 8 | token 16 | length 1 | fingerprint | envelope
 
-``P`` is in progress, ``D`` is done. Life is what the key's time to live was when this was written, so that what has
-gone of it is the record's age; span is how much of it the state lasts: the lease of one in progress, the ttl of one
-that is done. Where the life of a done one is longer than that, the rest is its tombstone.
+``P`` is in progress, ``D`` is done, ``R`` is released after a takeover: of that only the epoch counts. Life is what the
+key's time to live was when this was written, so that what has gone of it is the record's age; span is how much of it
+the state lasts: the lease of one in progress, the ttl of one that is done. Where the life of a done one is longer than
+that, the rest is its tombstone.
 
 The envelope of a done record is empty where the reply can't be shown again, else a line of JSON (version, protocol,
 code, metadata, bytes of the body and of the operation's own result), the body as it was sent, and that result. What is
@@ -33,6 +34,7 @@ class Stored(NamedTuple):
         token: of its owner, 16 bytes.
         fingerprint: of the payload.
         reply: the kept answer, or None.
+        released: whether its owner gave the key back.
     """
 
     done: bool
@@ -42,6 +44,7 @@ class Stored(NamedTuple):
     token: bytes
     fingerprint: bytes
     reply: Reply | None
+    released: bool = False
 
 
 def pack(
@@ -78,7 +81,7 @@ def unpack(raw: bytes, unseal: Callable[[bytes], bytes | None] = bytes) -> Store
     Args:
         unseal: returns the envelope that ``seal`` was given, or None where that can't be had.
     """
-    if len(raw) < _HEAD.size or raw[:1] != b"I" or raw[1:2] not in (b"P", b"D"):
+    if len(raw) < _HEAD.size or raw[:1] != b"I" or raw[1:2] not in (b"P", b"D", b"R"):
         return None
     _, state, epoch, span, life, token, length = _HEAD.unpack_from(raw)
     envelope = _HEAD.size + length
@@ -87,7 +90,8 @@ def unpack(raw: bytes, unseal: Callable[[bytes], bytes | None] = bytes) -> Store
     kept = raw[envelope:]
     opened = unseal(kept) if kept else None
     reply = _reply(opened) if opened else None
-    return Stored(state == b"D", epoch, span / 1000, life / 1000, token, raw[_HEAD.size : envelope], reply)
+    print_ = raw[_HEAD.size : envelope]
+    return Stored(state == b"D", epoch, span / 1000, life / 1000, token, print_, reply, state == b"R")
 
 
 def _envelope(reply: Reply) -> bytes:

@@ -64,12 +64,12 @@ class RedisRecords:
                 return Claimed(1)
             stored = self._read(raw, name)
             asked = self._sealing.fingerprint_like(stored.fingerprint, fingerprint)
-            if differs(stored.fingerprint, asked):
+            if not stored.released and differs(stored.fingerprint, asked):
                 return Mismatched()
             if stored.done and stored.span == stored.life:
                 return Completed(stored.reply)
             # Somebody runs it, or has died of it, or asks again, or it is done and has a tombstone: only the server's
-            # clock can tell.
+            # clock can tell. Or who took it over gave it back, and the epoch is to rise.
         arguments = (owner, asked, takeover, fresh, to_ms(ttl))
         kind, *rest = await self._run(self._claim, [name], arguments, until - monotonic())
         if kind == b"completed":
@@ -172,6 +172,7 @@ def _standing(stored: record.Stored, left: float) -> Standing:
     # On a clock that began when the record was written, since its age is all that is known.
     lease, ttl = (0.0, stored.span) if stored.done else (stored.span, stored.life)
     told = Record("", stored.epoch, stored.fingerprint, lease, stored.done, stored.reply, ttl_until=ttl)
+    told.released = stored.released
     return stand(told, gone_at=stored.life, now=stored.life - left)
 
 

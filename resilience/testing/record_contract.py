@@ -118,6 +118,51 @@ class RecordContract(ABC):
         assert await self._claim(store, key, "b", takeover="refuse") == Abandoned()
         assert await self._claim(store, key, "b") == Claimed(2)
 
+    async def test_epochs_do_not_fall_when_a_successor_fails(self) -> None:
+        """Who was given up may still be at work; whoever comes next, with whatever payload, has a higher epoch."""
+        store, key = await self.make_store(), self.unique("failed-successor")
+        await self._abandon(store, key)
+        assert await self._claim(store, key, "b") == Claimed(2)
+        assert await store.release(key, "b")
+        assert not await store.release(key, "b")
+        assert not await store.renew(key, "a", lease=LEASE, ttl=60.0)
+        assert not await store.resolve(key, REPLY, ttl=60.0)
+        assert await self._claim(store, key, "c", OTHER_PRINT, takeover="refuse") == Claimed(3)
+        assert await self._claim(store, key, "d") == Mismatched()
+        assert await store.release(key, "c")
+        assert await self._claim(store, key, "b") == Claimed(4)
+        assert not await store.complete(key, "a", PRINT, REPLY, ttl=60.0)
+
+    async def test_a_stalled_owner_may_finish_after_its_successor_failed(self) -> None:
+        """Its reply is better than one more run."""
+        store, key = await self.make_store(), self.unique("late-after-failure")
+        await self._abandon(store, key)
+        await self._claim(store, key, "b")
+        await store.release(key, "b")
+        assert await store.complete(key, "a", PRINT, REPLY, ttl=60.0)
+        assert await store.complete(key, "a", PRINT, REPLY, ttl=60.0)
+        assert await self._claim(store, key, "c") == Completed(REPLY)
+        assert await self._claim(store, key, "c", OTHER_PRINT) == Mismatched()
+
+    async def test_a_released_key_is_remembered_for_its_ttl_or_until_it_is_forgotten(self) -> None:
+        """An operator sees it, and may let epochs begin again."""
+        store, key = await self.make_store(), self.unique("given-back")
+        await self._abandon(store, key)
+        await self._claim(store, key, "b")
+        await store.release(key, "b")
+        standing = await store.inspect(key)
+        assert standing is not None
+        assert (standing.state, standing.epoch, standing.lease_left, standing.reply) == ("released", 2, 0.0, None)
+        assert 59 < standing.ttl_left <= 60
+        assert await store.forget(key)
+        assert await store.inspect(key) is None
+        assert await self._claim(store, key, "c") == Claimed(1)
+        await self._abandon(store, key := self.unique("given-back"))
+        assert await store.claim(key, "b", PRINT, lease=SHORT, ttl=SHORT, takeover="reexecute") == Claimed(2)
+        await store.release(key, "b")
+        await self.advance(1.2 * SHORT)
+        assert await self._claim(store, key, "c") == Claimed(1)
+
     async def test_a_renewed_lease_is_not_taken_over(self) -> None:
         """A slow owner is not a dead one."""
         store, key = await self.make_store(), self.unique("renew")

@@ -49,6 +49,7 @@ SAFE: dict[str, tuple[str, ...]] = {
     "e": ("handler of 2.5 leases", "1 run"),
     "e'": ("owner stopped past its lease, wakes, succeeds", "own client gets its own; one reply kept"),
     "e''": ("owner stopped past its lease, wakes, fails", "the winner's claim stays; its reply is kept"),
+    "e'''": ("owner stopped past its lease, its successor fails", "epochs 1, 2, 3; the third's reply is kept"),
     "f": ("B sends A's key, same payload", "own run each"),
     "g": ("client hangs up: retry during / after", "409 / replay", "ABORTED / replay"),
     "g'": ("SIGTERM in the handler: its client / retry at the other", "its reply, exit 0 / replay"),
@@ -354,6 +355,24 @@ async def test_e_a_stalled_owner_neither_overwrites_nor_frees_its_successor(
             assert own.told == "failed", kind
     table.tell("e'", door, "own client gets its own; one reply kept")
     table.tell("e''", door, "the winner's claim stays; its reply is kept")
+
+
+async def test_e_epochs_rise_though_a_successor_fails(scene: World, door: Door, key: str, table: Table) -> None:
+    """Who was stopped is still there: none that runs since may have its epoch, or one of another."""
+    stalled, other = scene.workers
+    old = place(door, stalled, key, hold=["run"])
+    note = await scene.ledger.seen(name_of(key))
+    stalled.signal(signal.SIGSTOP)
+    second, _ = await retried(lambda: door.post(other, key, end="raise"), IN_PROGRESS)
+    third = await door.post(other, key)
+    scene.ledger.release(note)
+    stalled.signal(signal.SIGCONT)
+    first = await old
+    kept = [await door.post(worker, key) for worker in (stalled, other)]
+    assert [first.told, second.told, third.told] == ["ran", "failed", "ran"]
+    same = tally(kept) == {"replayed": 2} and {answer.body for answer in kept} == {third.body}
+    epochs = ", ".join(str(run.epoch) for run in scene.ledger.runs(name_of(key)))
+    table.tell("e'''", door, f"epochs {epochs}; {'the third' if same else kept}'s reply is kept")
 
 
 async def test_f_a_key_is_its_callers_own(scene: World, door: Door, key: str, table: Table) -> None:

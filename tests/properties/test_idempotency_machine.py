@@ -69,6 +69,7 @@ class Held:
     life: float
     done: bool = False
     reply: Reply | None = None
+    released: bool = False
 
 
 class Model:
@@ -82,6 +83,8 @@ class Model:
         held = self.held.get(key)
         if held is None or now - held.written >= held.life:
             return "absent"
+        if held.released:
+            return "released"
         if now - held.written < held.span:
             return "completed" if held.done else "in_progress"
         return "expired" if held.done else "abandoned"
@@ -97,6 +100,7 @@ class Model:
             owner=held is not None and held.token == token,
             same_payload=held is None or held.print == told.print or held.print[:5] != told.print[:5],
             takeover=told.takeover,
+            later=held is not None and held.epoch > 1,
         )
         self.met.append(row)
         epoch = 1 if held is None else held.epoch + (row.epoch == "raised")
@@ -134,6 +138,10 @@ class Model:
             print_ = told.print if told.kind == "complete" else self.held[told.key].print
             life = told.ttl + told.tombstone
             self.held[told.key] = Held(token, epoch, print_, now, told.ttl, life, done=True, reply=told.reply)
+
+        elif row.then == "released":
+            held = self.held[told.key]
+            self.held[told.key] = Held(token, epoch, b"", now, held.life, held.life, released=True)
 
     def standing(self, key: str, now: float) -> Standing | None:
         state = self.state(key, now)
@@ -263,6 +271,17 @@ WAYS: dict[str, list[tuple[Told, float]]] = {
         (FIRST._replace(token="bob"), 1.0),  # noqa: S106 - a fencing token
         (FIRST._replace(kind="complete", token="bob"), 1.0),  # noqa: S106
     ],
+    "in progress again": [(FIRST, 10.0), (FIRST._replace(token="bob"), 1.0)],  # noqa: S106
+    "released": [
+        (FIRST, 10.0),
+        (FIRST._replace(token="bob"), 1.0),  # noqa: S106
+        (FIRST._replace(kind="release", token="bob"), 59.5),  # noqa: S106
+    ],
+    "released, and gone": [
+        (FIRST, 10.0),
+        (FIRST._replace(token="bob"), 1.0),  # noqa: S106
+        (FIRST._replace(kind="release", token="bob"), 60.0),  # noqa: S106
+    ],
     "resolved": [(FIRST, 10.0), (FIRST._replace(kind="resolve"), 1.0)],
     "expired": [(FIRST, 0.0), (FIRST._replace(kind="complete"), 60.0)],
     "gone": [(FIRST._replace(kind="complete"), 90.0)],
@@ -391,12 +410,16 @@ class IdempotencyMachine(RuleBasedStateMachine):
         self.tell(told := Told("forget", key))
         return told
 
-    @rule(target=sent, first=sent, name=Names, takeover=st.sampled_from(TAKEOVERS))
-    def an_owner_is_gone_and_another_comes(self, first: Told, name: str, takeover: Takeover) -> Told:
+    @rule(
+        target=sent, first=sent, name=Names, takeover=st.sampled_from(TAKEOVERS), fails=st.booleans(),
+    )  # fmt: skip
+    def an_owner_is_gone_and_another_comes(self, first: Told, name: str, takeover: Takeover, fails: bool) -> Told:
         self.tell(first._replace(kind="claim"))
         self.together.clock.advance(first.lease)
         told = first._replace(kind="claim", token=self.token(name), print=PRINTS[name], takeover=takeover)
         self.tell(told)
+        if fails:
+            self.tell(told._replace(kind="release"))
         return told
 
     @rule(told=st.one_of(sent, sent, ordered))

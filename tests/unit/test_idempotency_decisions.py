@@ -1,5 +1,6 @@
+from dataclasses import replace
 from itertools import product
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 from hypothesis import given
@@ -26,6 +27,7 @@ from resilience.decisions.idempotency_record import (
     claimed,
     completed,
     next_epoch,
+    released,
     resolution,
     stand,
     state_of,
@@ -52,6 +54,7 @@ RECORDS: dict[State, Record | None] = {
     "abandoned": running(lease_until=-1.0),
     "completed": done(),
     "expired": done(ttl_until=-1.0),
+    "released": released(running(epoch=2), 0.0),
 }
 
 
@@ -118,6 +121,14 @@ def test_a_free_key_is_granted_as_the_first(takeover: Takeover) -> None:
 
 @pytest.mark.parametrize("takeover", TAKEOVERS)
 @pytest.mark.parametrize("token", ["owner", "new"])
+@pytest.mark.parametrize("print_", [PRINT, OTHER_PRINT, FOREIGN_PRINT])
+def test_a_released_key_is_granted_to_anyone_with_a_higher_epoch(print_: bytes, token: str, takeover: Takeover) -> None:
+    record = released(running(epoch=2), 0.0)
+    assert decide_claim(record, token, print_, takeover, 30.0, 0.0) == Claimed(3)
+
+
+@pytest.mark.parametrize("takeover", TAKEOVERS)
+@pytest.mark.parametrize("token", ["owner", "new"])
 @pytest.mark.parametrize("record", [running(), running(lease_until=-1.0), done(), done(ttl_until=-1.0)])
 def test_a_mismatch_is_told_before_everything_else(record: Record, token: str, takeover: Takeover) -> None:
     assert decide_claim(record, token, OTHER_PRINT, takeover, 30.0, 0.0) == Mismatched()
@@ -172,28 +183,41 @@ def test_an_accepted_completion_is_a_done_record_with_a_ttl() -> None:
     assert record == Record("owner", 2, PRINT, 5.0, done=True, reply=REPLY, written_at=5.0, ttl_until=65.0)
 
 
+def test_a_release_leaves_nothing_but_the_epoch_for_one_more_ttl() -> None:
+    left = released(claimed("owner", 2, PRINT, lease=30.0, ttl=60.0, now=5.0), 25.0)
+    assert left == Record("owner", 2, b"", 25.0, written_at=25.0, ttl_until=85.0, released=True)
+
+
+@pytest.mark.parametrize(("epoch", "then"), [(1, "absent"), (2, "released"), (9, "released")])
+def test_only_a_release_after_a_takeover_leaves_something(epoch: int, then: State) -> None:
+    for record in (running(epoch=epoch), running(lease_until=-1.0, epoch=epoch)):
+        assert decide_step("release", record, "owner", 0.0).then == then
+
+
 # -- the table
 
 COMMANDS: tuple[Command, ...] = get_args(Command)
 STATES: tuple[State, ...] = get_args(State)
-CELLS = list(product(COMMANDS, STATES, (True, False), (True, False), TAKEOVERS))
+CELLS = list(product(COMMANDS, STATES, (True, False), (True, False), TAKEOVERS, (True, False)))
+Cell = tuple[Command, State, bool, bool, Takeover, bool]
 
 
-def holds(row: Row, command: Command, state: State, owner: bool, same: bool, takeover: Takeover) -> bool:
+def holds(row: Row, command: Command, state: State, owner: bool, same: bool, takeover: Takeover, later: bool) -> bool:
     return (
         row.command == command
         and state in row.states
         and row.by in ("any", "owner" if owner else "other")
         and row.payload in ("any", "same" if same else "other")
         and row.takeover in ("any", takeover)
+        and row.turn in ("any", "later" if later else "first")
     )
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_exactly_one_row_holds(cell: tuple[Command, State, bool, bool, Takeover]) -> None:
-    command, state, owner, same, takeover = cell
+def test_exactly_one_row_holds(cell: Cell) -> None:
+    command, state, owner, same, takeover, later = cell
     found = [row for row in ROWS if holds(row, *cell)]
-    assert found == [find_row(command, state, owner=owner, same_payload=same, takeover=takeover)]
+    assert found == [find_row(command, state, owner=owner, same_payload=same, takeover=takeover, later=later)]
 
 
 def test_every_row_and_every_lapse_has_a_name_and_a_reason_of_its_own() -> None:
@@ -214,10 +238,17 @@ def test_only_an_absent_record_begins_with_the_first_epoch() -> None:
         assert row.epoch != "raised" or row.then is not None
 
 
+def test_no_command_but_an_operators_lets_an_epoch_come_again_after_a_takeover() -> None:
+    for row in ROWS:
+        assert row.then != "absent" or row.command == "forget" or row.turn == "first"
+        assert row.then != "released" or row.epoch == "kept"
+        assert row.answer != "claimed" or row.states != ("released",) or row.epoch == "raised"
+
+
 def test_no_claim_runs_while_another_owner_lives_or_after_the_operation_is_done() -> None:
     for row in ROWS:
         if row.answer == "claimed" and row.by != "owner":
-            assert set(row.states) <= {"absent", "abandoned"}
+            assert set(row.states) <= {"absent", "abandoned", "released"}
         assert row.answer != "claimed" or not {"completed", "expired"} & set(row.states)
 
 
@@ -227,10 +258,15 @@ def test_nobody_but_the_owner_changes_the_record_of_a_live_owner() -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_functions_answer_what_the_table_says(cell: tuple[Command, State, bool, bool, Takeover]) -> None:
-    command, state, owner, same, takeover = cell
+def test_the_functions_answer_what_the_table_says(cell: Cell) -> None:
+    command, state, owner, same, takeover, later = cell
     record, token = RECORDS[state], "owner" if owner else "other"
-    row = find_row(command, state, owner=owner and record is not None, same_payload=same, takeover=takeover)
+    if record is not None:
+        record = replace(record, epoch=2 if later else 1)
+    row = find_row(
+        command, state, owner=owner and record is not None, same_payload=same, takeover=takeover,
+        later=later and record is not None,
+    )  # fmt: skip
     if command != "claim":
         assert decide_step(command, record, token, 0.0) == row
         return
@@ -247,23 +283,35 @@ def test_the_functions_answer_what_the_table_says(cell: tuple[Command, State, bo
     assert answer == expected[row.answer if record is not None else "claimed"]
 
 
-@pytest.mark.parametrize(("name", "epoch"), [("takeover", 5), ("resolution", 5), ("renewal", 4), ("completion", 4)])
+@pytest.mark.parametrize(
+    ("name", "epoch"),
+    [
+        ("takeover", 5),
+        ("resolution", 5),
+        ("claim after a release", 5),
+        ("renewal", 4),
+        ("completion", 4),
+        ("completion after a release", 4),
+    ],
+)
 def test_a_new_owner_raises_the_epoch_and_an_old_one_keeps_it(name: str, epoch: int) -> None:
     row = next(row for row in ROWS if row.name == name)
     assert next_epoch(row, running(epoch=4)) == epoch
 
 
 @given(
-    st.booleans(), st.floats(0, 10), st.floats(0, 20), st.floats(0, 10),
+    st.sampled_from(("runs", "done", "released")), st.floats(0, 10), st.floats(0, 20), st.floats(0, 10),
     st.lists(st.floats(0, 15), max_size=8),
 )  # fmt: skip
 def test_time_alone_leads_along_the_lapses(
-    is_done: bool, lease: float, more: float, tombstone: float, pauses: list[float]
+    end: Literal["runs", "done", "released"], lease: float, more: float, tombstone: float, pauses: list[float]
 ) -> None:
     ttl = lease + more
     record = claimed("t", 1, PRINT, lease=lease, ttl=ttl, now=0.0)
     gone_at = ttl
-    if is_done:
+    if end == "released":
+        record = released(record, 0.0)
+    elif end == "done":
         record = completed("t", 1, PRINT, REPLY, ttl=ttl, now=0.0)
         gone_at = ttl + tombstone
     now, before = 0.0, state_of(record, 0.0)
@@ -278,6 +326,11 @@ def test_time_alone_leads_along_the_lapses(
 
 
 # -- what an operator sees and says
+
+
+def test_an_operator_sees_that_a_key_was_given_back() -> None:
+    record = released(claimed("owner", 2, PRINT, lease=30.0, ttl=60.0, now=90.0), 100.0)
+    assert stand(record, 160.0, 110.0) == Standing("released", 2, 10.0, 0.0, 50.0, 0.0, None)
 
 
 def test_an_operator_sees_what_a_running_record_has_left() -> None:

@@ -1,4 +1,5 @@
 import json
+import struct
 from dataclasses import replace
 from functools import partial
 from typing import cast
@@ -89,6 +90,13 @@ def test_the_epoch_is_read_from_where_the_script_writes_it() -> None:
     later = unpack(raw[:2] + (2**40).to_bytes(8, "big") + raw[10:])
     assert later is not None
     assert later.epoch == 2**40
+
+
+def test_what_a_release_leaves_is_read_though_it_has_no_fingerprint() -> None:
+    times = struct.pack(">Q", 60_000) * 2
+    raw = b"IR" + struct.pack(">Q", 2) + times + TOKEN + b"\0"
+    assert len(raw) == HEAD
+    assert unpack(raw) == Stored(False, 2, 60.0, 60.0, TOKEN, b"", None, released=True)
 
 
 def test_a_body_is_kept_as_it_was_sent() -> None:

@@ -4,6 +4,7 @@
 local raw = redis.call('GET', KEYS[1])
 if not raw then return 0 end
 if raw:sub(1, 1) ~= 'I' or #raw < 43 or #raw < 43 + raw:byte(43) then return redis.error_reply('FOREIGN ' .. KEYS[1]) end
+if raw:sub(2, 2) == 'R' then return 0 end
 if raw:sub(2, 2) == 'D' then return raw:sub(27, 42) == ARGV[1] and 1 or 0 end
 local epoch, span, life = struct.unpack('>I8I8I8', raw, 3)
 if span - (life - redis.call('PTTL', KEYS[1])) > 0 then return 0 end
