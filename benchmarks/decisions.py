@@ -26,7 +26,8 @@ MANY = 1_000_000_000
 EMPTY = "an empty function"
 ABSENT = "not installed: ./dev bench sets it up"
 JSON = b'{"name":"Anvil","price":12.5,"tags":["iron","heavy"]}'
-_REPLY = Reply("http", "201", (("content-type", "application/json"),), b'{"id":"pay_1","amount":100}')
+_REPLY = Reply("http", 201, (("content-type", "application/json"),), b'{"id":"pay_1","amount":100}')
+_TOKEN, _FINGERPRINT = b"t" * 16, b"http:" + b"f" * 32
 
 Act = Callable[[], object]
 Hit = Callable[[int], Awaitable[object]]
@@ -57,11 +58,17 @@ def _bucket() -> Act:
     return act
 
 
+def _claim() -> bytes:
+    return pack(done=False, token=_TOKEN, fingerprint=_FINGERPRINT, ttl=86400.0, lease=30.0)
+
+
+def _record() -> bytes:
+    return pack(done=True, token=_TOKEN, fingerprint=_FINGERPRINT, ttl=86400.0, reply=_REPLY)
+
+
 def acts() -> dict[str, Act]:
     """Return what is measured."""
-    kept = {"token": b"t" * 16, "fingerprint": b"http:" + b"f" * 32}
-    claim = pack(done=False, ttl=86400.0, lease=30.0, **kept)
-    record = pack(done=True, ttl=86400.0, reply=_REPLY, **kept)
+    claim, record = _claim(), _record()
     values = {"amount": 100, "currency": "EUR", "to": ("acct_1", "acct_2")}
     return {
         EMPTY: lambda: None,
@@ -73,8 +80,8 @@ def acts() -> dict[str, Act]:
         "fingerprint of 54 bytes that are no JSON": lambda: fingerprint("http", "/things", b"x" * len(JSON)),
         "fingerprint of 10 KiB that are no JSON": lambda: fingerprint("http", "/things", b"x" * 10240),
         "fingerprint of an operation's values": lambda: fingerprint_of_values(values),
-        "idempotency record, pack a claim": lambda: pack(done=False, ttl=86400.0, lease=30.0, **kept),
-        "idempotency record, pack a reply": lambda: pack(done=True, ttl=86400.0, reply=_REPLY, **kept),
+        "idempotency record, pack a claim": _claim,
+        "idempotency record, pack a reply": _record,
         "idempotency record, unpack a claim": lambda: unpack(claim),
         "idempotency record, unpack a reply": lambda: unpack(record),
     }

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.peers import PEERS, Build, fastapi_app
-from benchmarks.report import Bar, Panel, Row, Section
+from benchmarks.report import Bar, Panel, Row, Section, Whose
 from benchmarks.report import Table as Reported
 from benchmarks.rounds import CALLERS, Candidate, Exchange, Figure, measure, scope_of
 from http_middleware import ResilienceMiddleware, install
@@ -250,7 +250,7 @@ def panel(title: str, table: Table, rows: tuple[str, ...]) -> Panel:
     bars = []
     for place, (name, figure) in enumerate(table.items()):
         if isinstance(figure, Figure) and (not name.startswith("+") or name in rows):
-            whose = "bare" if not place else "ours" if name in rows else "peer"
+            whose: Whose = "bare" if not place else "ours" if name in rows else "peer"
             bars.append(Bar(f"ours, {name[2:]}" if whose == "ours" else name, figure.cpu, whose))
     return Panel(title, "µs of CPU for each request, the route's own included", tuple(bars))
 

@@ -21,8 +21,10 @@ from resilience.stores.base import Want
 
 HITS = 50_000
 BOUND = 100_000
+PATIENCE = {True: 5.0, False: 40.0}
+"""Seconds that one row may take: if quick, and if not."""
 QUOTA = Quota(1000, per=60)
-OURS, DICT, PEER, FLOOD = "ours", "a dict of integers", "peer", "flood"
+OURS, DICT, PEER = "ours", "dict", "peer"
 NEW = "µs, a new caller"
 KNOWN = "µs, a known one"
 COLUMNS = (NEW, KNOWN, "bytes a key", "MiB in all")
@@ -48,7 +50,8 @@ def _peer(_most: int) -> Hit:
     return DECISION_PEERS[0].open(None)
 
 
-OPEN = {OURS: _ours, DICT: _dict, PEER: _peer, FLOOD: _ours}
+OPEN = {OURS: _ours, DICT: _dict, PEER: _peer}
+NAMES = {OURS: "ours", DICT: "a dict of integers", PEER: DECISION_PEERS[0].distribution}
 
 
 def _resident() -> int:
@@ -65,52 +68,61 @@ async def _fill(hit: Hit, keys: int) -> float:
     return process_time() - started
 
 
-async def _be_one(name: str, keys: int) -> list[float | None]:
+async def _be_one(name: str, keys: int, bound: int) -> list[float | None]:
     # A thousand keys are less than an allocator's grain, so that many stores are filled and held.
-    bound = BOUND if name == FLOOD else keys
-    hits = [OPEN[name](bound) for _ in range(max(1, 100_000 // keys))]
+    many = max(1, 100_000 // keys)
+    hits = [OPEN[name](bound) for _ in range(many)]
     gc.collect()
     before = _resident()
     filling = sum([await _fill(hit, keys) for hit in hits])
     grown = _resident() - before
+    known = await _known(hits[0], keys) if bound >= keys else None  # else nobody can tell who is still known
+    each, held = (grown / (min(bound, keys) * many), grown / many / 2**20) if grown else (None, None)
+    return [filling / keys / many * 1e6, known, each, held]
+
+
+async def _known(hit: Hit, keys: int) -> float:
     chosen = random.Random(1)  # noqa: S311 - the same order each time
-    held = min(bound, keys)
-    callers = [f"caller-{keys - 1 - chosen.randrange(held)}" for _ in range(HITS)]
+    callers = [f"caller-{chosen.randrange(keys)}" for _ in range(HITS)]
     started = process_time()
     for caller in callers:
-        await hits[0](caller)
-    known = (process_time() - started) / HITS * 1e6
-    made = keys * len(hits)
-    each = grown / (held * len(hits)) if grown else None
-    return [filling / made * 1e6, known, each, grown / len(hits) / 2**20 if grown else None]
+        await hit(caller)
+    return (process_time() - started) / HITS * 1e6
 
 
-async def _start(name: str, keys: int) -> Row | None:
-    command = [sys.executable, "-m", __name__, name, str(keys)]
+async def _start(name: str, keys: int, bound: int, patience: float) -> Row:
+    title = f"{NAMES[name]}, {keys:,} callers" + (f", of which {bound:,} are held" if bound < keys else "")
+    command = [sys.executable, "-m", __name__, name, str(keys), str(bound)]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    said, _ = await process.communicate()
+    try:
+        async with asyncio.timeout(patience):
+            said, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return Row(title, note=f"not done in {patience:g} s")
     if process.returncode:
-        return None
-    title = {OURS: "ours", PEER: DECISION_PEERS[0].distribution, DICT: DICT}.get(name, "ours")
-    after = f", of which at most {BOUND:,} are held" if name == FLOOD else ""
-    return Row(f"{title}, {keys:,} callers{after}", tuple(json.loads(said)))
+        return Row(title, note="not installed: ./dev bench sets it up")
+    return Row(title, tuple(json.loads(said)))
 
 
 async def measure(*, quick: bool, keys: int) -> Table:
     """Measure up to ``keys`` callers, in steps of ten."""
     steps = [10**power for power in range(3, 10) if 10**power <= keys]
-    plan = [(DICT, BOUND), *((OURS, step) for step in steps), (FLOOD, (3 if quick else 10) * BOUND), (PEER, BOUND)]
+    bound = BOUND // 10 if quick else BOUND
+    plan = [(DICT, bound, bound), *((OURS, step, step) for step in steps)]
+    plan += [(OURS, 3 * bound, bound), (PEER, bound, bound)]
+    patience = PATIENCE[quick] * max(1.0, keys / 1_000_000)
     rows = []
-    for name, number in plan:
-        print(f"\r  memory: {name}, {number:,} callers ", end="", file=sys.stderr, flush=True)
-        row = await _start(name, number)
-        rows.append(row or Row(DECISION_PEERS[0].distribution, note="not installed: ./dev bench sets it up"))
-    note = "What a key's own text takes is included. A count in 30 parts takes more: 0.7 KB at most."
+    for name, number, held in plan:
+        print(f"\r  memory: {NAMES[name]}, {number:,} callers ", end="", file=sys.stderr, flush=True)
+        rows.append(await _start(name, number, held, patience))
+    note = "What a caller's own name takes is included. A count in 30 parts takes more: see MemoryStore."
     return Table("A count in memory", COLUMNS, tuple(rows), note)
 
 
 if __name__ == "__main__":
     with suppress(ImportError):
-        print(json.dumps(asyncio.run(_be_one(sys.argv[1], int(sys.argv[2])))))
+        print(json.dumps(asyncio.run(_be_one(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))))
         sys.exit(0)
     sys.exit(1)

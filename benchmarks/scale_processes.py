@@ -100,9 +100,10 @@ async def grow(
                 after, took = await load_of(clients), perf_counter() - started
                 used = [late - early for early, late in zip(before.cpu, after.cpu, strict=True)]
                 one = one or done
-                figures = (done / seconds, done / one, cpu / done * 1e6, sum(used) / done * 1e6)
-                figures += (max(used) / took * 100, (after.commands - before.commands) / done)
-                rows.append(Row(f"{name}, {number} process{'es' if number > 1 else ''}", figures))
+                costs = (cpu / done * 1e6, sum(used) / done * 1e6)
+                share, sent = max(used) / took * 100, (after.commands - before.commands) / done
+                title_of_row = f"{name}, {number} process{'es' if number > 1 else ''}"
+                rows.append(Row(title_of_row, (done / seconds, done / one, *costs, share, sent)))
     return Table(title, COLUMNS, tuple(rows), f"{TASKS} at once in each process, all on this machine's cores.")
 
 

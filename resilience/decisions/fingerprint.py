@@ -38,8 +38,8 @@ def canonical(payload: bytes) -> bytes:
     if payload.lstrip()[:1] not in (b"{", b"["):
         return payload
     try:
-        value = json.loads(payload, parse_float=_as_text, object_pairs_hook=_members)
-        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+        text = payload.decode(json.detect_encoding(payload), "surrogatepass")
+        return _WRITER.encode(_READER.decode(text)).encode()
     except (ValueError, RecursionError):
         return payload
 
@@ -53,6 +53,11 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         raise ValueError
     return members
+
+
+# Made once: to make them takes as long as to read and write a small payload.
+_READER = json.JSONDecoder(parse_float=_as_text, object_pairs_hook=_members)
+_WRITER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def fingerprint_of_values(values: Any) -> bytes:

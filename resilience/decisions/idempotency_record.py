@@ -96,8 +96,8 @@ def completed(token: str, epoch: int, fingerprint: bytes, reply: Reply | None, *
 
 def released(record: Record, now: float) -> Record:
     """Return the record that a release leaves of ``record``: its epoch, for one more ttl."""
-    ttl = record.ttl_until - record.written_at
-    return Record(record.token, record.epoch, b"", now, written_at=now, ttl_until=now + ttl, released=True)
+    until = now + record.ttl_until - record.written_at
+    return Record(record.token, record.epoch, b"", until, written_at=now, ttl_until=until, released=True)
 
 
 def next_epoch(row: Row, record: Record | None) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 from math import inf
 from typing import Literal
 
@@ -176,11 +177,7 @@ class IdempotencyPolicy:
         admission.operation = operation
         admission.claimed += (key,)
         admission.capture = max(admission.capture, self._max_reply)
-
-        async def settle(outcome: Outcome) -> None:
-            await self._settle(operation, token, print_, outcome)
-
-        admission.on_settle(settle)
+        admission.on_settle(partial(self._settle, operation, token, print_))
         return PROCEED
 
     def _patience(self, call: Call, admission: Admission) -> float:
@@ -220,9 +217,11 @@ class IdempotencyPolicy:
             # The operation is done and its reply leaves unchanged: an error now would ask the client to retry it.
             if outcome.ended != "completed":
                 self._late.free(key, token)
-                return
-            kept = self._late.keep(key, token, print_, reply)
-            then = "it is tried again in the background" if kept else "its key waits for the lease"
+                then = "its key is freed later"
+            elif self._late.keep(key, token, print_, reply):
+                then = "it is tried again in the background"
+            else:
+                then = "its key waits for the lease"
             logger.warning("A finished operation could not be recorded, so %s: %s", then, error)
         else:
             self._room.wake(key)

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from resilience.errors import StoreUnavailableError
 from resilience.stores.link import Arguments, Link, Send
-from resilience.stores.multiplexed import Answered, tell_result
+from resilience.stores.multiplexed import Answered
 
 logger = logging.getLogger("resilience")
 
@@ -120,9 +120,7 @@ class SingleNode:
 
     def send(self, _key: str, arguments: Arguments, timeout: float) -> Awaitable[Any]:
         """Send a command to the one server; where it is the primary no more, look for the new one."""
-        future = self._link.send(arguments, timeout)
-        future.add_done_callback(self._watch)
-        return future
+        return self._looked_at(self._link.send(arguments, timeout))
 
     def tell(self, _key: str, arguments: Arguments, timeout: float, answered: Answered) -> None:
         """Send a command and tell its reply; where the server is the primary no more, look for the new one."""
@@ -133,8 +131,11 @@ class SingleNode:
 
         self._link.tell(arguments, timeout, seen)
 
-    def _watch(self, done: "asyncio.Future[Any]") -> None:
-        tell_result(self._look_at, done)
+    async def _looked_at(self, sent: "asyncio.Future[Any]") -> Any:
+        # Not by a callback of the future's, which would take a turn of the loop for each command.
+        reply = await sent
+        self._look_at(reply)
+        return reply
 
     def _look_at(self, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from resilience.verdict import Reply
 
 _HEAD = Struct(">c c Q Q Q 16s B")
+_WRITER = json.JSONEncoder(separators=(",", ":"))
 _VERSION = 2
 
 
@@ -97,7 +98,7 @@ def unpack(raw: bytes, unseal: Callable[[bytes], bytes | None] = bytes) -> Store
 def _envelope(reply: Reply) -> bytes:
     result = None if reply.result is None else len(reply.result)
     told = [_VERSION, reply.protocol, reply.code, reply.metadata, len(reply.body), result]
-    return json.dumps(told, separators=(",", ":")).encode() + b"\n" + reply.body + (reply.result or b"")
+    return _WRITER.encode(told).encode() + b"\n" + reply.body + (reply.result or b"")
 
 
 def _reply(envelope: bytes) -> Reply | None:

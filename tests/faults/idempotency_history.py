@@ -3,23 +3,25 @@
 What the policy promises is *at most once at a time, and one stored reply*. As a history that is, for each key:
 
 1. **One run for each epoch.** Each run was granted the key under an epoch of its own. (Not each epoch has a run: a
-   worker may die between grant and run.)
+   worker may die between grant and run.) Only where the first owner itself failed, the next run is the first again.
 2. **Epochs rise.** A later run has a higher epoch. Only a process that stood still between its grant and its first
    line may start late: nothing on this side of the application can stop it, and its epoch is what tells it.
 3. **Nobody takes over from the living.** A second run has a cause: since the run before was asked for, its process was
    killed or stood still, or the store did; and about a lease has passed since. Once a run's reply has been answered,
-   later causes count no more: what is answered is stored.
+   later causes count no more: what is answered is stored. Or else the run before had failed, which frees the key.
 4. **One stored reply.** All replays of a key are equal, and are the reply of one run that had ended by then: that of
-   the highest epoch, since nobody is granted a key that is done, and no earlier owner can overwrite a later one.
+   the highest epoch, since nobody is granted a key that is done, and no earlier owner can overwrite a later one, unless
+   that has failed.
 5. **What was replayed stays so.** Whoever asks after somebody was replayed is replayed, too, or told that the store is
-   gone: never run, never told to wait. (A retry's own time, from asking to being answered, may overlap anything.)
-6. **Everyone is answered for themselves.** A reply that is not a replay is that of the very run that the call started.
+   gone: never run, never failed, never told to wait. (A retry's own time, from asking to being answered, may overlap
+   anything.)
+6. **Everyone is answered for themselves.** A reply that is not a replay is that of the very run that the call started,
+   and so is a failure.
 7. **Nothing else is told.** In these histories each key has one payload, and nothing expires.
 
 A stalled owner's own first answer is thus the only reply that may differ from the stored one. It is no lie: its run had
 its effect, and its client is told of that one. But it must be a lower epoch than the stored reply's (4), and needs a
-cause (3). Handlers in these histories always succeed, or die with their process: a failure would free its key, and the
-next run be the first again.
+cause (3).
 
 A client whose answer was lost (``unknown``) says nothing, but that its call may have run.
 """
@@ -42,6 +44,7 @@ class Run(NamedTuple):
         op: the call that started it.
         began: seconds, on the one clock of the history.
         ended: when its side effect was done; infinite where it never was.
+        failed: whether it failed at its end.
     """
 
     key: str
@@ -51,6 +54,7 @@ class Run(NamedTuple):
     op: str
     began: float
     ended: float = inf
+    failed: bool = False
 
 
 class Asked(NamedTuple):
@@ -61,7 +65,8 @@ class Asked(NamedTuple):
         at: when it was sent.
         until: when its answer came; infinite where none did.
         told: ``ran``: its own reply. ``replayed``: the reply of an earlier run. ``waiting``: refused, since a twin
-            runs. ``refused``: because the store is gone. ``unknown``: no answer. ``other``: anything else.
+            runs. ``failed``: its own run did. ``refused``: because the store is gone. ``unknown``: no answer.
+            ``other``: anything else.
         run: whose reply it is, if any.
         reply: its bytes.
     """
@@ -70,7 +75,7 @@ class Asked(NamedTuple):
     op: str
     at: float
     until: float
-    told: Literal["ran", "replayed", "waiting", "refused", "unknown", "other"]
+    told: Literal["ran", "replayed", "waiting", "failed", "refused", "unknown", "other"]
     run: str = ""
     reply: bytes = b""
 
@@ -132,6 +137,8 @@ class _Key:
         for index, later in enumerate(in_time):
             for run in in_time[:index]:
                 if run.epoch == later.epoch:
+                    if run.epoch == 1 and _freed(run, later):
+                        continue
                     yield f"runs {run.run} and {later.run} both have epoch {run.epoch}"
                 elif run.epoch > later.epoch and not self._stood_still(later):
                     yield f"run {later.run} of epoch {later.epoch} began after one of epoch {run.epoch}"
@@ -146,9 +153,9 @@ class _Key:
         return self._asked[run.op].at if run.op in self._asked else run.began
 
     def _takeovers(self, lease: float) -> Iterator[str]:
-        for run, heir in pairwise(sorted(self._runs.values(), key=attrgetter("epoch"))):
-            if run.epoch == heir.epoch:
-                continue  # told already
+        for run, heir in pairwise(sorted(self._runs.values(), key=attrgetter("epoch", "began"))):
+            if run.epoch == heir.epoch or _freed(run, heir):
+                continue  # told already, or no takeover
             answered = [call.until for call in self._asked.values() if call.told == "ran" and call.run == run.run]
             since, until = self._since(run), min([heir.began, *answered])
             causes = [
@@ -166,6 +173,8 @@ class _Key:
         for call in self._asked.values():
             if call.told == "other":
                 yield f"call {call.op} was told what nobody should be"
+            if call.told == "failed" and not any(run.failed and run.op == call.op for run in self._runs.values()):
+                yield f"call {call.op} was told that it failed, and did not"
             if call.told not in ("ran", "replayed"):
                 continue
             run = self._runs.get(call.run)
@@ -188,12 +197,18 @@ class _Key:
         if any(call.reply != first.reply for call in own):
             yield f"the replay of {first.run} is not its reply"
         stored = self._runs.get(first.run)
-        highest = max(self._runs.values(), key=attrgetter("epoch"), default=None)
+        lasting = (run for run in self._runs.values() if not run.failed)
+        highest = max(lasting, key=attrgetter("epoch"), default=None)
         if stored is not None and highest is not None and stored.epoch < highest.epoch:
             yield f"the reply of epoch {stored.epoch} is kept, though epoch {highest.epoch} had been granted"
         for call in self._asked.values():
-            if call.at > first.until and call.told in ("ran", "waiting"):
+            if call.at > first.until and call.told in ("ran", "failed", "waiting"):
                 yield f"call {call.op} was {call.told} after the key was done"
         for run in self._runs.values():
             if run.op in self._asked and self._asked[run.op].at > first.until:
                 yield f"run {run.run} began after the key was done"
+
+
+def _freed(run: Run, heir: Run) -> bool:
+    """Tell whether a run had failed, and so freed the key, when another began."""
+    return run.failed and run.ended <= heir.began

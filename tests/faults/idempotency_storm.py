@@ -20,10 +20,12 @@ _WINDOW = 5  # Keys of each door, and of both, that are in use at a time.
 _TURNOVER = 0.25  # Seconds after which the oldest of them is left alone.
 _PATIENCE = 4.0  # Seconds.
 _WORK = (0.0, 0.0, 0.05, 0.3, 1.2)  # Seconds that a handler takes.
-_TOLD: dict[str, Literal["ran", "replayed", "waiting", "refused", "unknown", "other"]] = {
+_FAILING = 0.3  # Of the handlers.
+_TOLD: dict[str, Literal["ran", "replayed", "waiting", "failed", "refused", "unknown", "other"]] = {
     "ran": "ran",
     "replayed": "replayed",
     IN_PROGRESS: "waiting",
+    "failed": "failed",
     GONE: "refused",
     "lost": "unknown",
 }
@@ -41,6 +43,7 @@ class Storm:
         self._scene = scene
         self._random = random.Random(seed)  # noqa: S311 - a game, no secret
         self._asked: list[Asked] = []
+        self._failing: set[str] = set()
         self.faults: list[Fault] = []
         self._ops = count()
         self._began = 0.0
@@ -64,7 +67,9 @@ class Storm:
             newest = int((monotonic() - self._began) / _TURNOVER)
             space = self._random.choice((door.name, _SHARED))
             key = f"{space}-{newest + self._random.randrange(_WINDOW)}"
-            call = asyncio.create_task(self._ask(door, self._random.choice(self._scene.workers), key))
+            fails = self._random.random() < _FAILING
+            worker = self._random.choice(self._scene.workers)
+            call = asyncio.create_task(self._ask(door, worker, key, fails=fails))
             if self._random.random() < 0.1:
                 await asyncio.wait([call], timeout=self._random.uniform(0, 0.3))
                 call.cancel()
@@ -72,12 +77,16 @@ class Storm:
                 await call
             await asyncio.sleep(self._random.uniform(0, 0.05))
 
-    async def _ask(self, door: Door, worker: Worker, key: str) -> Answer:
-        op, at = f"op-{next(self._ops)}", monotonic()
+    async def _ask(self, door: Door, worker: Worker, key: str, *, fails: bool = False) -> Answer:
+        op, at, end = f"op-{next(self._ops)}", monotonic(), "raise" if fails else "ok"
+        if fails:
+            self._failing.add(op)
         to, seconds = _SHARED if key.startswith(_SHARED) else "reexecute", self._random.choice(_WORK)
         answer = Answer("lost")
         try:
-            answer = await door.post(worker, key, caller=CALLER, patience=_PATIENCE, to=to, op=op, seconds=seconds)
+            answer = await door.post(
+                worker, key, caller=CALLER, patience=_PATIENCE, to=to, op=op, seconds=seconds, end=end
+            )
         finally:
             told = _TOLD.get(answer.told, "other")
             until = inf if told == "unknown" else monotonic()
@@ -125,7 +134,10 @@ class Storm:
         ledger = self._scene.ledger
         ends = {note.run: note.at for note in ledger.notes if note.event == "end"}
         runs = [
-            Run(note.key, note.run, note.epoch, note.process, note.op, note.at, ends.get(note.run, inf))
+            Run(
+                *(note.key, note.run, note.epoch, note.process, note.op, note.at, ends.get(note.run, inf)),
+                failed=note.op in self._failing and note.run in ends,
+            )
             for note in ledger.notes
             if note.event == "run"
         ]

@@ -55,6 +55,23 @@ def test_an_owner_that_stood_still_before_its_first_line_may_start_late() -> Non
     assert found([late, B], [own, HEIRS, replay("3", 7.0, "B")], stalled) == []
 
 
+def test_the_next_run_after_a_first_that_failed_may_be_the_first_again() -> None:
+    failed, told = A._replace(failed=True), OWN._replace(told="failed", run="", reply=b"")
+    assert found([failed, B._replace(epoch=1)], [told, HEIRS, replay("3", 7.0, "B")]) == []
+
+
+def test_the_next_run_after_a_successor_that_failed_needs_no_other_cause() -> None:
+    failed, third = B._replace(failed=True), Run(KEY, "C", 3, "two", "3", began=6.1, ended=6.2)
+    told = [HEIRS._replace(told="failed", run="", reply=b""), Asked(KEY, "3", 6.0, 6.3, "ran", "C", b"C")]
+    assert found([A._replace(ended=7.0), failed, third], [OWN._replace(until=7.1), *told], STALLED) == []
+
+
+def test_a_stalled_owners_reply_may_be_kept_once_its_successor_has_failed() -> None:
+    woken, own = A._replace(ended=6.6), OWN._replace(until=7.0)
+    told = HEIRS._replace(told="failed", run="", reply=b"")
+    assert found([woken, B._replace(failed=True)], [own, told, replay("3", 8.0)], STALLED) == []
+
+
 def test_keys_are_judged_apart() -> None:
     other = A._replace(key="bob/k", run="C", op="9")
     assert found([A, other], [OWN]) == []
@@ -62,6 +79,24 @@ def test_keys_are_judged_apart() -> None:
 
 def test_two_runs_of_one_epoch_are_found() -> None:
     assert found([A, B._replace(epoch=1)], [OWN, HEIRS], STALLED) == [f"{KEY}: runs A and B both have epoch 1"]
+
+
+def test_a_run_of_an_epoch_whose_run_fails_only_later_is_found() -> None:
+    failing = A._replace(ended=9.0, failed=True)
+    assert f"{KEY}: runs A and B both have epoch 1" in found([failing, B._replace(epoch=1)], [HEIRS], STALLED)
+
+
+def test_epochs_that_begin_again_after_a_successor_failed_are_found() -> None:
+    woken, failed = A._replace(ended=9.0), B._replace(failed=True)
+    third = Run(KEY, "C", 1, "two", "3", began=6.1, ended=6.2)
+    told = found([woken, failed, third], [OWN._replace(until=9.1)], STALLED)
+    assert f"{KEY}: runs A and C both have epoch 1" in told
+    assert f"{KEY}: run C of epoch 1 began after one of epoch 2" in told
+
+
+def test_a_second_run_of_a_later_epoch_is_found_though_the_first_failed() -> None:
+    first, second = A._replace(epoch=2, failed=True), B._replace(epoch=2)
+    assert f"{KEY}: runs A and B both have epoch 2" in found([first, second], [HEIRS], STALLED)
 
 
 def test_epochs_that_fall_are_found() -> None:
@@ -142,6 +177,17 @@ def test_the_reply_of_another_call_told_as_ones_own_is_found() -> None:
 
 def test_a_reply_before_its_run_has_ended_is_found() -> None:
     assert found([A], [OWN._replace(until=1.5)]) == [f"{KEY}: call 1 was answered by A before that had ended"]
+
+
+def test_a_failure_of_which_no_run_knows_is_found() -> None:
+    told = Asked(KEY, "3", 1.5, 1.6, "failed")
+    assert found([A], [OWN, told]) == [f"{KEY}: call 3 was told that it failed, and did not"]
+
+
+def test_a_failure_after_completion_is_found() -> None:
+    again = Run(KEY, "C", 2, "two", "9", began=5.0, ended=6.0, failed=True)
+    told = found([A, again], [OWN, replay("3", 3.0), Asked(KEY, "9", 4.9, 6.1, "failed")], STALLED)
+    assert f"{KEY}: call 9 was failed after the key was done" in told
 
 
 def test_an_answer_that_nobody_should_get_is_found() -> None:

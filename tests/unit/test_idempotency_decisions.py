@@ -185,7 +185,7 @@ def test_an_accepted_completion_is_a_done_record_with_a_ttl() -> None:
 
 def test_a_release_leaves_nothing_but_the_epoch_for_one_more_ttl() -> None:
     left = released(claimed("owner", 2, PRINT, lease=30.0, ttl=60.0, now=5.0), 25.0)
-    assert left == Record("owner", 2, b"", 25.0, written_at=25.0, ttl_until=85.0, released=True)
+    assert left == Record("owner", 2, b"", 85.0, written_at=25.0, ttl_until=85.0, released=True)
 
 
 @pytest.mark.parametrize(("epoch", "then"), [(1, "absent"), (2, "released"), (9, "released")])
