@@ -55,7 +55,9 @@ def _limits(strategy: str) -> Callable[[str | None], Hit]:
 def _throttled(algorithm: str) -> Callable[[str | None], Hit]:
     def open_one(redis: str | None) -> Hit:
         throttled = import_module("throttled.asyncio")
-        store = throttled.RedisStore(server=redis) if redis else throttled.MemoryStore()
+        # As many connections as everybody has; a hundred is its own default, and the next caller fails.
+        room = {"CONNECTION_POOL_KWARGS": {"max_connections": 256}}
+        store = throttled.RedisStore(server=redis, options=room) if redis else throttled.MemoryStore()
         limiter = throttled.Throttled(using=algorithm, quota=f"{_LIMIT}/m", store=store)
 
         def hit(caller: str) -> Awaitable[object]:

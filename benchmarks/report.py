@@ -136,7 +136,7 @@ def budget_table(found: dict[str, float]) -> Table:
 
 def _part(what: str, part: Part, found: dict[str, float], verdict: Verdict) -> Row:
     sign = "≤" if part.most else "≥"
-    return Row(f"{what}: {sign} {part.bound:g} {part.unit}", (part.bound, found.get(part.key)), verdict)
+    return Row(f"{what}: {sign} {part.bound:g} {part.unit}".rstrip(), (part.bound, found.get(part.key)), verdict)
 
 
 def tally(promises: Sequence[Promise], found: dict[str, float]) -> str:

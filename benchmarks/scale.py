@@ -84,22 +84,27 @@ def _scene(
 def skewed(costs: Costs, *, quick: bool) -> Table:
     """Simulate a fleet whose callers differ: what the two save."""
     minute = Quota(100, per=60)
-    scenes = [(20_000.0, minute)] if quick else [(20_000.0, ENDLESS), (20_000.0, minute), (100_000.0, minute)]
+    many, few = PROCESSES, 10
+    scenes = [(many, 20_000.0, minute), (few, 40_000.0, minute)]
+    if not quick:
+        scenes += [(many, 100_000.0, minute), (few, 40_000.0, ENDLESS)]
     rows = []
-    for rate, quota in scenes:
+    for processes, rate, quota in scenes:
         for way in WAYS:
             print(f"\r  fleet: {rate:,.0f} requests/s, {way} ", end="", file=sys.stderr, flush=True)
-            told = simulate(_scene(rate, quota, way, seconds=2.0), costs)
+            seconds = 1.2 if quick else 2.0
+            told = simulate(_scene(rate, quota, way, seconds=seconds, processes=processes), costs)
             limit = "no limit in reach" if quota is ENDLESS else quota.name
             figures = (told.denied / told.requests * 100, told.commands, told.commands / told.requests)
-            rows.append(Row(f"{rate:,.0f}/s, {limit}: {way}", (*figures, told.busiest * 100, told.wait * 1000)))
+            title = f"{rate:,.0f}/s on {processes:,} processes, {limit}: {way}"
+            rows.append(Row(title, (*figures, told.busiest * 100, told.wait * 1000)))
     columns = ("denied %", "commands/s", "for each", "node busy %", "p99 wait ms")
     note = (
-        f"{PROCESSES:,} processes, {_CALLERS:,} callers by Zipf's law (exponent {_SKEW}). As measured here, a node takes "
+        f"{_CALLERS:,} callers by Zipf's law (exponent {_SKEW}). As measured, a node takes "
         f"{costs.command * 1e6:.1f} µs for a command, {costs.group * 1e6:.1f} µs for each group of equal calls in it, "
-        f"{costs.call * 1e6:.2f} µs for each further call of a group. Merging, the deny cache and the counting are real "
-        "code; the network, the 100 µs that a request takes its process, and chance are a model. Above 100 % the queue "
-        "grows without end; the real store gives up after 50 ms."
+        f"{costs.call * 1e6:.2f} µs for each further call of a group. Merging, the deny cache and counting are real "
+        "code; the network, a request's own 100 µs in its process, and chance are a model. Above 100 % the queue grows "
+        "without end; the real store gives up after 50 ms."
     )
     return Table("A simulated fleet, skewed callers", columns, tuple(rows), note)
 

@@ -119,8 +119,16 @@ async def compare(url: str, concurrency: int, rounds: int, seconds: float) -> tu
     async with operations(url) as (found, missing):
         for turn in range(rounds):
             print(f"\r  {concurrency} at once: round {turn + 1} of {rounds} ", end="", file=sys.stderr, flush=True)
-            for name, operation in found.items():
-                figure = await measure(operation, concurrency, seconds)
+            for name, operation in list(found.items()):
+                try:
+                    figure = await measure(operation, concurrency, seconds)
+                except Exception as error:
+                    if name.startswith(("redis-py", "ours")):
+                        raise
+                    del found[name]
+                    best.pop(name, None)
+                    missing.append(Row(name, note=f"fails with {concurrency} at once: {error!r}"[:90]))
+                    continue
                 known = best.get(name, figure)
                 best[name] = Figure(max(known.rate, figure.rate), min(known.cpu, figure.cpu))
     print("\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)

@@ -26,6 +26,7 @@ Answered = Callable[[Any], None]
 
 _MOMENT = 100e-6  # Seconds that the loop is kept turning, at most.
 _SLEEPS = 100  # Lone commands for which it is not, after one whose answer took longer.
+_SECOND_LOOK = 0.002  # Seconds between the end of a deadline and the end of the connection.
 _SHORTEST_SILENCE = 0.05  # Seconds; a command that had less than that left can't tell that the server is gone.
 
 
@@ -86,6 +87,7 @@ class Wire(asyncio.Protocol):
         self._sweeps_at = inf
         self._awake_until = 0.0
         self._sleeps = 0
+        self._doubted_at = 0.0
         self.opened_at = self._heard_at = self._loop.time()
         # redis-py has opened the connection and said who we are; from here on the bytes come to us. Its stream is
         # kept, since one that is collected closes its transport, and the connection is told that it has none.
@@ -188,7 +190,13 @@ class Wire(asyncio.Protocol):
                 if future.done():
                     continue
                 if now - self._heard_at >= max(timeout, _SHORTEST_SILENCE):
-                    self.fail(f"no answer within {timeout:g} s")
+                    if self._doubted_at > self._heard_at:
+                        self.fail(f"no answer within {timeout:g} s")
+                    else:
+                        # Was it the server that stood still, or this loop? What it sent meanwhile is read by then.
+                        queue.appendleft((now, future))
+                        self._doubted_at = now
+                        self._sweep_at(now + _SECOND_LOOK)
                     return
                 future.set_exception(StoreUnavailableError(f"The store did not answer within {timeout:g} s."))
             if queue and queue[0][0] < soonest:

@@ -1,21 +1,23 @@
 """uvicorn as a server of ``run``, and what it says on connections that will soon close."""
 
 import asyncio
+import gc
 import signal
 import socket
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from http_middleware import install
 from http_middleware.health import HealthApp
 from http_middleware.server import UvicornServer
-from resilience import ConfigurationError, HealthChecker, Pipeline
+from resilience import ConfigurationError, HealthChecker, MemoryStore, Pipeline, RateLimitPolicy
 from resilience.lifecycle import run
 from tests.integration.http_driver import Wire, connect, http_scope
 
@@ -193,3 +195,51 @@ async def test_only_http_1_is_asked_for_another_connection(version: str, told: s
 
 async def test_without_a_checker_connections_are_the_servers_business() -> None:
     assert "connection" not in (await connect(build()).get("/nowhere")).headers
+
+
+async def test_a_reply_never_waits_for_the_acknowledgement_of_the_last_one() -> None:
+    seen: list[int] = []
+
+    async def look(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await FastAPI()(scope, receive, send)
+            return
+        transport = receive.__self__.transport  # type: ignore[attr-defined] # uvicorn's own cycle
+        connection = transport.get_extra_info("socket")
+        seen.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        await Response("")(scope, receive, send)
+
+    async with serving(look) as (_, client):
+        await client.get("/")
+    assert seen == [1]
+
+
+async def test_a_served_request_leaves_nothing_to_the_garbage_collector() -> None:
+    gone: list[weakref.ref[Any]] = []
+
+    async def note(scope: Scope, receive: Receive, send: Send) -> None:
+        await inner(scope, receive, send)
+        gone.append(weakref.ref(scope["state"]["witness"]))
+
+    app = FastAPI()
+
+    @app.get("/")
+    async def root(request: Request) -> str:
+        request.state.witness = Witness()
+        return "served"
+
+    install(app, Pipeline([RateLimitPolicy(MemoryStore(), "10/minute")]))
+    inner: Any = app
+    async with serving(note) as (_, client):
+        gc.collect()
+        gc.disable()
+        try:
+            await client.get("/")
+        finally:
+            gc.enable()
+        await client.aclose()
+    assert [reference() for reference in gone] == [None]
+
+
+class Witness:
+    """Lives as long as its request."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from itertools import count
@@ -9,6 +10,7 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
+import uvloop
 from fastapi import FastAPI
 from redis.asyncio import Redis
 
@@ -447,3 +449,25 @@ async def test_the_log_of_an_outage_does_not_carry_the_ids_of_the_call_that_met_
         await store.aclose()
     assert ids == [None] * len(ids)
     assert len(ids) == 2
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_loop_that_stood_still_does_not_take_the_server_for_gone(
+    redis_70: RedisServer, make_loop: Callable[[], asyncio.AbstractEventLoop], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        store = RedisStore(redis_70.url, limit_timeout=0.05)
+        try:
+            await store.release("nothing", "nobody")
+            for _ in range(3):
+                asked = asyncio.ensure_future(store.acquire([Want("r", "still", Quota(1000, per=60), 1)]))
+                await asyncio.sleep(0)
+                time.sleep(0.12)  # noqa: ASYNC251 - the stall is what is under test
+                (usage,) = await asked
+                assert usage.allowed
+        finally:
+            await store.aclose()
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(scenario())
+    assert "not available" not in caplog.text
