@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -457,15 +458,24 @@ def test_a_loop_that_stood_still_does_not_take_the_server_for_gone(
 ) -> None:
     async def scenario() -> None:
         store = RedisStore(redis_70.url, limit_timeout=0.05)
+        ours, theirs = socket.socketpair()
+
+        def stall() -> None:
+            # Where a loop reads its sockets: uvloop looks at its timers before it reads the next.
+            ours.recv(1)
+            time.sleep(0.12)
+
+        asyncio.get_running_loop().add_reader(ours, stall)
         try:
             await store.release("nothing", "nobody")
-            for _ in range(3):
-                asked = asyncio.ensure_future(store.acquire([Want("r", "still", Quota(1000, per=60), 1)]))
-                await asyncio.sleep(0)
-                time.sleep(0.12)  # noqa: ASYNC251 - the stall is what is under test
-                (usage,) = await asked
+            for _ in range(5):
+                theirs.send(b"!")
+                (usage,) = await store.acquire([Want("r", "still", Quota(1000, per=60), 1)])
                 assert usage.allowed
         finally:
+            asyncio.get_running_loop().remove_reader(ours)
+            ours.close()
+            theirs.close()
             await store.aclose()
 
     with asyncio.Runner(loop_factory=make_loop) as runner:
