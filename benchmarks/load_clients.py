@@ -17,8 +17,8 @@ _ROOT = Path(__file__).parents[1]
 _SERVICE = "examples.payments.v1.PaymentService"
 _INSTALL = {
     "wrk": "apt-get install wrk",
-    "vegeta": "GOBIN=$PWD/.tools/bin go -C benchmarks/go install tool",
-    "ghz": "GOBIN=$PWD/.tools/bin go -C benchmarks/go install tool",
+    "vegeta": "GOBIN=$PWD/.tools/go go -C benchmarks/go install tool",
+    "ghz": "GOBIN=$PWD/.tools/go go -C benchmarks/go install tool",
 }
 _numbers = count()  # of the whole run: no two rounds share a key
 
@@ -56,12 +56,12 @@ class ToolError(Exception):
 
 
 def find_tool(name: str) -> str:
-    """Return the path of a tool in ``.tools/bin`` or on PATH.
+    """Return the path of a tool in ``.tools/go`` or on PATH.
 
     Raises:
         ToolError: it is in neither; the text says how to get it.
     """
-    path = shutil.which(name, path=f"{_ROOT / '.tools' / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
+    path = shutil.which(name, path=f"{_ROOT / '.tools' / 'go'}{os.pathsep}{os.environ.get('PATH', '')}")
     if path is None:
         raise ToolError(f"no {name}: {_INSTALL[name]}")
     return path

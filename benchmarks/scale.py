@@ -15,7 +15,8 @@ from time import perf_counter
 from redis.asyncio import Redis
 
 from benchmarks import scale_memory, scale_processes
-from benchmarks.fleet import Costs, Scene, simulate
+from benchmarks.fleet import simulate
+from benchmarks.fleet_scene import Costs, Scene
 from benchmarks.report import Row, Section, Table, as_text
 from benchmarks.scale_processes import load_of
 from resilience import Quota

@@ -14,8 +14,9 @@ class RunningOperation:
     Args:
         name: of the operation: what its policy calls it, else what the door does.
         key: of its record: 64 hex digits, the same in every run of the operation.
-        epoch: 1 in the first run, one more each time that the key of a worker that vanished is taken over: a
-            fencing token for the handler's own writes. 0 where the store was gone and the policy ran it all the same.
+        epoch: 1 in the first run, one more each time that the key of a worker that vanished is taken over, and in
+            the runs after that: a fencing token for the handler's own writes. 0 where the store was gone and the
+            policy ran it all the same.
         lost: whether the operation is known not to hold its key any more, so that another worker may run it, too.
     """
 

@@ -1,4 +1,4 @@
-"""Clients that are none of ours, or not of Python: found in .tools/bin or on PATH, each run in a process of its own."""
+"""Clients that are none of ours, or not of Python: found in .tools/go or on PATH, each run in a process of its own."""
 
 import asyncio
 import base64
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 _GO = Path(__file__).parent / "go"
-_BIN = ROOT / ".tools" / "bin"
+_BIN = ROOT / ".tools" / "go"
 _LONGEST = 30.0  # Seconds that a program may run.
 
 
@@ -23,7 +23,7 @@ def find_program(*names: str) -> str:
     places = f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}"
     path = next(filter(None, (shutil.which(name, path=places) for name in names)), None)
     if path is None:
-        _missing(f"no {names[0]} in .tools/bin or on PATH")
+        _missing(f"no {names[0]} in .tools/go or on PATH")
     return path
 
 
