@@ -35,7 +35,7 @@ SUITES = {
     "decisions": Suite("decisions", 6, 3),
     "policies": Suite("layers", 3, 2),
     "store": Suite("store", 80, 8),
-    "http": Suite("http", 100, 26),
+    "http": Suite("http_report", 60, 26),
     "grpc": Suite("grpc", 70, 14),
     "idempotency": Suite("idempotency_report", 95, 14),
     "scale": Suite("scale", 150, 20),

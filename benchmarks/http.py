@@ -16,8 +16,6 @@ from redis.asyncio import Redis
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.peers import PEERS, Build, fastapi_app
-from benchmarks.report import Bar, Panel, Row, Section, Whose
-from benchmarks.report import Table as Reported
 from benchmarks.rounds import CALLERS, Candidate, Exchange, Figure, measure, scope_of
 from http_middleware import ResilienceMiddleware, install
 from http_middleware.routes import RouteTable
@@ -184,7 +182,7 @@ def budgets(plain: Table, route: Table, crowd: Table) -> list[Budget]:
         Budget("all four policies over a raw ASGI application: us", True, 15, added(plain, f"+ {ALL}")),
         Budget("context alone over a raw ASGI application: us", True, 3.5, added(plain, f"+ {CONTEXT}")),
         Budget("a request without a key to a keyed route: us", True, 1, added(plain, f"+ {KEYS}", f"+ {LIMIT}")),
-        Budget("all four policies: share of a bare FastAPI route's requests/s", False, 0.93, _share(route)),
+        Budget("all four policies: share of a bare FastAPI route's requests/s", False, 0.93, share(route)),
         Budget(at_64 + "slowapi", False, 7, faster(crowd, f"+ {ALONE}", "slowapi")),
         Budget(at_64 + "throttled-py", False, 6, faster(crowd, f"+ {ALONE}", "throttled-py")),
         Budget(at_64 + "the SDK", False, 3, faster(crowd, f"+ {ALONE}", "fastapi-redis-sdk")),
@@ -194,7 +192,8 @@ def budgets(plain: Table, route: Table, crowd: Table) -> list[Budget]:
     ]
 
 
-def _share(route: Table) -> float | None:
+def share(route: Table) -> float | None:
+    """Return the share of a bare FastAPI route's requests a second that all four policies leave."""
     bare, guarded = next(iter(route.values())), route.get(f"+ {ALL}")
     # By CPU: one task in one process waits for nothing, and other processes' turns are not its cost.
     return bare.cpu / guarded.cpu if isinstance(bare, Figure) and isinstance(guarded, Figure) else None
@@ -230,52 +229,6 @@ async def collect(*, quick: bool) -> Found:
                 title = f"Redis, {tasks} at once"
                 redis[tasks] = {**await measure(title, found, rounds=few, seconds=seconds, tasks=tasks), **missing}
     return Found(plain, route, redis)
-
-
-def reported(title: str, table: Table) -> Reported:
-    """Return a table as ``report`` shows it; its first row is the base of the others."""
-    base = next(figure for figure in table.values() if isinstance(figure, Figure))
-    rows = []
-    for name, row in table.items():
-        if isinstance(row, str):
-            rows.append(Row(name, note=row))
-            continue
-        figures = (row.cpu, row.cpu - base.cpu, row.cpu / base.cpu, 1e6 / row.wall, base.wall / row.wall)
-        rows.append(Row(name, figures, f"{row.refused} ANSWERS OTHER THAN 200" if row.refused else ""))
-    return Reported(title, ("CPU µs", "added", "x bare", "a second", "x bare's"), tuple(rows))
-
-
-def panel(title: str, table: Table, rows: tuple[str, ...]) -> Panel:
-    """Return the bare route, some rows of ours and all peers as bars."""
-    bars = []
-    for place, (name, figure) in enumerate(table.items()):
-        if isinstance(figure, Figure) and (not name.startswith("+") or name in rows):
-            whose: Whose = "bare" if not place else "ours" if name in rows else "peer"
-            bars.append(Bar(f"ours, {name[2:]}" if whose == "ours" else name, figure.cpu, whose))
-    return Panel(title, "µs of CPU for each request, the route's own included", tuple(bars))
-
-
-def _findings(found: Found) -> dict[str, float]:
-    held = {
-        "http.all": added(found.plain, f"+ {ALL}"),
-        "http.context": added(found.plain, f"+ {CONTEXT}"),
-        "http.unkeyed": added(found.plain, f"+ {KEYS}", f"+ {LIMIT}"),
-        "http.share": _share(found.route),
-    }
-    for peer in ("slowapi", "throttled-py", "fastapi-redis-sdk", "fastapi-limiter"):
-        held[f"http.{peer}"] = faster(found.crowd, f"+ {ALONE}", peer)
-    return {name: figure for name, figure in held.items() if figure is not None}
-
-
-async def run(*, quick: bool) -> Section:
-    """Measure, for a report."""
-    found = await collect(quick=quick)
-    tables = [reported("Over a raw ASGI application, in memory", found.plain)]
-    tables += [reported("Over a FastAPI route, in memory", found.route)]
-    tables += [reported(f"Over a FastAPI route, Redis, {at} at once", table) for at, table in found.redis.items()]
-    title = "A limited POST to a FastAPI route, counts in Redis, headers on, 64 at once"
-    panels = (panel(title, found.crowd, (f"+ {ALONE}",)),) if found.crowd else ()
-    return Section("HTTP", tuple(tables), _findings(found), panels)
 
 
 async def main(*, quick: bool) -> None:

@@ -2,8 +2,8 @@
 
 from contextlib import AsyncExitStack
 
-from benchmarks import http
 from benchmarks.http import Table, added
+from benchmarks.http_report import reported
 from benchmarks.idempotency import CONTEXT, KEYED, NEW, OURS, REPLAY, floors, keyed, over_raw, round_trips
 from benchmarks.peers import fastapi_app
 from benchmarks.report import Bar, Panel, Row, Section
@@ -19,12 +19,12 @@ async def run(*, quick: bool) -> Section:
     """Measure."""
     many, few, seconds = (12, 3, 0.1) if quick else (40, 12, 0.25)
     plain: Table = {**await measure("raw", over_raw(), rounds=many, seconds=0.02)}
-    tables = [http.reported("Over a raw ASGI application, in memory", plain)]
+    tables = [reported("Over a raw ASGI application, in memory", plain)]
     bare = {BARE: Candidate(fastapi_app())}
     async with AsyncExitStack() as stack:
         found, missing = await keyed(stack, None)
         memory: Table = {**await measure("memory", {**bare, **found}, rounds=many, seconds=0.03), **missing}
-    tables.append(http.reported("Over a FastAPI route, in memory", memory))
+    tables.append(reported("Over a FastAPI route, in memory", memory))
     crowd: Table = {}
     trips: dict[str, float] = {}
     path = next(iter(binaries().values()), None)
@@ -36,7 +36,7 @@ async def run(*, quick: bool) -> Section:
             for tasks in (64,) if quick else (1, 64):
                 title = f"Redis, {tasks} at once"
                 crowd = {**await measure(title, candidates, rounds=few, seconds=seconds, tasks=tasks), **missing}
-                tables.append(http.reported(f"Over a FastAPI route, {title}", crowd))
+                tables.append(reported(f"Over a FastAPI route, {title}", crowd))
         counted = tuple(Row(name, (times,)) for name, times in trips.items())
         tables.append(Reported("Round trips to Redis for one request, counted by the server", ("reads",), counted))
     held = {
