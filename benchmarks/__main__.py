@@ -111,7 +111,7 @@ def main() -> int:
         print(f"FAILED: {why}")
     if len(names) == len(SUITES) and not arguments.quick and not failed:
         RESULTS.write_text(results_page(machine, sections, "../docs/benchmarks.svg"))
-        foot = f"./dev bench · {machine[0][1]} · {tally(PROMISES, found)} · figures in benchmarks/RESULTS.md"
+        foot = f"./dev bench · {machine[0][1]} · {tally(PROMISES, found)} · benchmarks/RESULTS.md"
         CHART.write_text(draw([panel for section in sections for panel in section.panels], foot))
         print(f"Written: {RESULTS.relative_to(HERE.parent)}, {CHART.relative_to(HERE.parent)}")
     return 1 if failed else 0

@@ -96,7 +96,7 @@ def skewed(costs: Costs, *, quick: bool) -> Table:
             seconds = 1.2 if quick else 2.0
             told = simulate(_scene(rate, quota, way, seconds=seconds, processes=processes), costs)
             limit = "no limit in reach" if quota is ENDLESS else quota.name
-            figures = (told.denied / told.requests * 100, told.commands, told.commands / told.requests)
+            figures = (told.denied / told.requests * 100, told.commands, told.commands / rate)
             title = f"{rate:,.0f}/s on {processes:,} processes, {limit}: {way}"
             rows.append(Row(title, (*figures, told.busiest * 100, told.wait * 1000)))
     columns = ("denied %", "commands/s", "for each", "node busy %", "p99 wait ms")

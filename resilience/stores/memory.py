@@ -7,6 +7,7 @@ goes, so that a flood of new callers hardly frees one who is over the limit. A r
 import logging
 import os
 from array import array
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import islice
@@ -29,7 +30,7 @@ class MemoryStore(MemoryRecords):
     """Counts and records in this process's memory. Several processes each count alone.
 
     Args:
-        max_subjects: how many (rule, subject) counts to hold, at least 1; about 0.3 KB each, 0.7 KB at most.
+        max_subjects: how many (rule, subject) counts to hold, at least 1; about 0.4 KB each, 0.9 KB at most.
         max_record_bytes: how much the idempotency records may take, in bytes.
         clock: seconds that never step back. The default is the time of day when the store was made, and steady
             from then on, so that calendar windows start when they should and no correction of the clock moves a lease.
@@ -50,8 +51,9 @@ class MemoryStore(MemoryRecords):
         self._max_subjects = max_subjects
         super().__init__(clock or _steady_clock(), max_record_bytes)
         _tell_workers()
-        # Ordered by when an entry was last looked at, so that a look takes from the front.
-        self._counts: dict[tuple[str, str], tuple[Quota, array[int]]] = {}
+        # Ordered by when an entry was last looked at, so that a look takes from the front. Not a dict: that steps over
+        # every entry which has left its front, each time.
+        self._counts: OrderedDict[tuple[str, str], tuple[Quota, array[int]]] = OrderedDict()
         self._permits: dict[tuple[str, str], concurrency.Permits] = {}
 
     async def acquire(self, wants: Sequence[Want]) -> Sequence[Usage]:
@@ -130,9 +132,11 @@ class MemoryStore(MemoryRecords):
         counts = self._counts
         oldest = list(islice(counts, _LOOKED_AT))
         for key in oldest:
-            quota, state = held = counts.pop(key)
+            quota, state = counts[key]
             if ALGORITHMS[quota.algorithm].expires_at(state, quota) > now:
-                counts[key] = held
+                counts.move_to_end(key)
+            else:
+                del counts[key]
         if len(counts) >= self._max_subjects:
             # Of those just looked at, the one that has the least to lose.
             del counts[min(islice(reversed(counts), _LOOKED_AT), key=lambda key: self._used_share(key, now))]

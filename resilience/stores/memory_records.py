@@ -3,6 +3,7 @@
 A record may not be forgotten before its time, so at the bound a new claim is refused.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import islice
 
@@ -37,7 +38,7 @@ class MemoryRecords:
         self._clock = clock
         self._max_record_bytes = max_record_bytes
         # When each is gone, and itself; ordered by when it was last looked at, so that a look takes from the front.
-        self._records: dict[str, tuple[float, Record]] = {}
+        self._records: OrderedDict[str, tuple[float, Record]] = OrderedDict()
         self._record_bytes = 0
 
     async def claim(
@@ -155,13 +156,13 @@ class MemoryRecords:
 
     def _expire_records(self, now: float, most: int) -> None:
         for key in list(islice(self._records, most)):
-            expires_at, _ = held = self._records.pop(key)
+            expires_at, record = self._records[key]
             if expires_at > now:
-                self._records[key] = held
-                if held[1].ttl_until <= now:
+                self._records.move_to_end(key)
+                if record.ttl_until <= now:
                     self._bury(key)
             else:
-                self._record_bytes -= _size(held[1])
+                self._drop(key)
 
 
 def _size(record: Record) -> int:
@@ -169,4 +170,6 @@ def _size(record: Record) -> int:
 
 
 def _weight(reply: Reply) -> int:
-    return len(reply.body) + sum(len(name) + len(value) + 100 for name, value in reply.metadata)
+    return (
+        len(reply.body) + len(reply.result or b"") + sum(len(name) + len(value) + 100 for name, value in reply.metadata)
+    )

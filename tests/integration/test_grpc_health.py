@@ -175,8 +175,15 @@ async def test_a_check_of_one_service_takes_that_one_out_alone() -> None:
     checker.add_check("ledger", lambda: False, services=["shop.v1.Ledger"])
     async with probing(checker) as health:
         answers = {name: (await health.Check(about(name))).status for name in ("", *SERVICES, "shop.v1.Ledger")}
-        listed = await health.List(health_pb2.HealthListRequest())
     assert answers == {**dict.fromkeys(("", *SERVICES), SERVING), "shop.v1.Ledger": NOT_SERVING}
+
+
+async def test_list_tells_of_services_that_only_a_check_names() -> None:
+    checker = HealthChecker()
+    checker.add_check("ledger", lambda: False, services=["shop.v1.Ledger"])
+    async with probing(checker) as health:
+        listed = await health.List(health_pb2.HealthListRequest())
+    answers = {**dict.fromkeys(("", *SERVICES), SERVING), "shop.v1.Ledger": NOT_SERVING}
     assert {name: one.status for name, one in listed.statuses.items()} == answers
 
 
@@ -194,7 +201,7 @@ async def test_a_probe_may_ask_for_a_group_of_checks_by_its_name() -> None:
 
 
 @pytest.mark.parametrize(("services", "code"), [(99, StatusCode.OK), (100, StatusCode.RESOURCE_EXHAUSTED)])
-async def test_a_list_of_more_than_a_hundred_is_refused(services: int, code: StatusCode) -> None:
+async def test_list_of_more_than_a_hundred_is_refused(services: int, code: StatusCode) -> None:
     server = health_server(HealthChecker(), [f"shop.v1.S{n}" for n in range(services)])
     async with connected(server) as channel:
         call = health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
