@@ -39,6 +39,7 @@ SUITES = {
     "grpc": Suite("grpc", 70, 14),
     "idempotency": Suite("idempotency_report", 95, 14),
     "scale": Suite("scale", 150, 20),
+    "load": Suite("load", 175, 28),
 }
 
 
