@@ -33,7 +33,8 @@ class Worker:
         self.name = name
         self.process = process
         self.ports = http, grpc_port
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=50)
+        # No connection twice: uvicorn closes one after an unhandled error, and who uses it then hears of no reply.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{http}", limits=limits, trust_env=False)
         options = (("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1))
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}", options=options)
