@@ -151,7 +151,7 @@ def _status(counts: Sequence[tuple[Want, Usage | None]]) -> _Status:
     told = [(want, usage) for want, usage in counts if usage is not None]
     if not told:
         return _Status(code=_OK)
-    want, usage = min(told, key=_slack)
+    want, usage = min(told, key=lambda count: count[1].slack)
     reset = Duration()
     reset.FromMicroseconds(ceil(usage.reset_after * 1_000_000))
     return _Status(
@@ -169,14 +169,7 @@ def _headers(counts: _Counts, *, over: bool) -> list[tuple[str, str]]:
     told = [(want, usage) for want, usage in counts.values() if usage is not None]
     if not told or not (over or any(want.cost for want, _ in told)):
         return []
-    _, tight = min(told, key=_slack)
-    headers = [
-        (wire.LIMIT, str(tight.limit)),
-        (wire.REMAINING, str(tight.remaining)),
-        (wire.RESET, str(ceil(tight.reset_after))),
-        (wire.RATELIMIT_POLICY, wire.policy_field([(want.rule, want.quota) for want, _ in told])),
-        (wire.RATELIMIT, wire.usage_field([(want.rule, usage) for want, usage in told])),
-    ]
+    headers = list(wire.limit_fields([(want.rule, want.quota, usage) for want, usage in told]))
     wait = max(usage.retry_after for _, usage in told)
     if over and wait < inf:
         headers.append((wire.RETRY_AFTER, str(wire.whole_seconds(wait))))
@@ -191,8 +184,3 @@ def _closed(asked: Sequence[Sequence[Want]]) -> RateLimitResponse:
         statuses=[_Status(code=_OVER_LIMIT if wants else _OK) for wants in asked],
         response_headers_to_add=[wait],
     )
-
-
-def _slack(count: tuple[Want, Usage]) -> tuple[bool, float, float]:
-    usage = count[1]
-    return usage.allowed, usage.remaining / usage.limit, -usage.retry_after

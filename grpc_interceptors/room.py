@@ -29,7 +29,7 @@ def fit_limits(admission: Admission, taken: int = 0) -> None:
     others = [pair for pair in admission.metadata if pair[0] not in _LISTS]
     room = MOST_BYTES - taken - size(others) - _NAMES
     told: set[int] = set()
-    for index in sorted(range(len(limits)), key=lambda index: _slack(limits[index][2])):
+    for index in sorted(range(len(limits)), key=lambda index: limits[index][2].slack):
         room -= sum(map(len, _fields([limits[index]]))) + 4  # and a comma with its space in each list
         if room < 0:
             break
@@ -54,7 +54,3 @@ def encoded(size: int) -> int:
 def _fields(limits: Sequence[tuple[str, Quota, Usage]]) -> tuple[str, str]:
     policy = wire.policy_field([(name, quota) for name, quota, _ in limits])
     return policy, wire.usage_field([(name, usage) for name, _, usage in limits])
-
-
-def _slack(usage: Usage) -> tuple[bool, float, float]:
-    return usage.allowed, usage.remaining / usage.limit, -usage.retry_after

@@ -157,3 +157,27 @@ def pushback_ms(reason: Reason, retry_after: float | None, *, cap: float = 30.0)
     if row.retry == "changed" or retry_after is None:
         return None
     return max(1, ceil(retry_after * 1000))
+
+
+def limit_fields(limits: Sequence[tuple[str, Quota, Usage]], policy: str | None = None) -> tuple[tuple[str, str], ...]:
+    """Return what a reply says of its limits; the classic three speak of the rule that is nearest to its end.
+
+    Args:
+        limits: each rule's name, quota and answer; at least one.
+        policy: the ``ratelimit-policy`` of just these rules, where it is known.
+    """
+    if policy is None:
+        policy = policy_field([(name, quota) for name, quota, _ in limits])
+    if len(limits) == 1:  # nearly every call
+        name, _, tight = limits[0]
+        field = usage_item(name, tight)
+    else:
+        tight = min((usage for _, _, usage in limits), key=lambda usage: usage.slack)
+        field = usage_field([(name, usage) for name, _, usage in limits])
+    return (
+        (LIMIT, str(tight.limit)),
+        (REMAINING, str(tight.remaining)),
+        (RESET, str(ceil(tight.reset_after))),
+        (RATELIMIT_POLICY, policy),
+        (RATELIMIT, field),
+    )

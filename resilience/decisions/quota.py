@@ -139,3 +139,8 @@ class Usage(NamedTuple):
     remaining: int
     reset_after: float
     retry_after: float
+
+    @property
+    def slack(self) -> tuple[bool, float, float]:
+        """How far it is from its end, for comparing: the least of several is the tightest."""
+        return self.allowed, self.remaining / self.limit, -self.retry_after

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import ceil, inf
+from math import inf
 
 from resilience import wire
 from resilience.admission import Admission
@@ -222,32 +222,13 @@ class RateLimitPolicy:
         else:
             limits += [(want.rule, want.quota, usage) for want, usage in zip(wants, usages, strict=True)]
             allowed = all(usage.allowed for usage in usages)
-        admission.metadata += _told(limits, field)
+        admission.metadata += wire.limit_fields(limits, field)
         if allowed:
             if wants[0].token:
                 permits.hold(wants, admission)
             return PROCEED
         retry_after = max(usage.retry_after for usage in usages if not usage.allowed)
         return Reject(Reason.RATE_LIMITED, "Too many requests", None if retry_after == inf else retry_after)
-
-
-def _told(limits: Sequence[tuple[str, Quota, Usage]], policy: str | None) -> tuple[tuple[str, str], ...]:
-    """Return what a reply says of its limits; the classic three speak of the rule that is nearest to its end."""
-    if policy is None:
-        policy = wire.policy_field([(name, quota) for name, quota, _ in limits])
-    if len(limits) == 1:  # nearly every call
-        name, _, tight = limits[0]
-        field = wire.usage_item(name, tight)
-    else:
-        tight = min((usage for _, _, usage in limits), key=_slack)
-        field = wire.usage_field([(name, usage) for name, _, usage in limits])
-    return (
-        (wire.LIMIT, str(tight.limit)),
-        (wire.REMAINING, str(tight.remaining)),
-        (wire.RESET, str(ceil(tight.reset_after))),
-        (wire.RATELIMIT_POLICY, policy),
-        (wire.RATELIMIT, field),
-    )
 
 
 def _too_large(error: PayloadTooLargeError) -> Reject:
@@ -266,7 +247,3 @@ def _share(quota: Quota, replicas: int) -> Quota:
         return Quota(limit, calendar=quota.calendar)
     burst = None if quota.burst is None else max(1, min(quota.burst // replicas, limit))
     return Quota(limit, quota.per, algorithm=quota.algorithm, burst=burst)
-
-
-def _slack(usage: Usage) -> tuple[bool, float, float]:
-    return usage.allowed, usage.remaining / usage.limit, -usage.retry_after
