@@ -4,11 +4,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio.from_thread
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from http_middleware.call import Body, ClientGoneError, rename_call
+from http_middleware.body import Body, ClientGoneError
+from http_middleware.call import rename_call
+from http_middleware.recorder import Outgoing
 from http_middleware.render import (
-    kept_metadata,
     refuse_websocket,
     render_client_gone,
     render_reject,
@@ -18,12 +19,11 @@ from resilience import wire
 from resilience.admission import Admission, Policy, Refused
 from resilience.pipeline import Pipeline
 from resilience.policies.idempotency import MAX_PAYLOAD, IdempotencyPolicy
-from resilience.verdict import PROCEED, Outcome, Reject, Replay, Reply, Verdict
+from resilience.verdict import PROCEED, Outcome, Reject, Replay, Verdict
 
 ADMISSION = "resilience.admission"
 OPERATION = "resilience.operation"
 _CORE = "resilience.core"
-_SENT_BY_THE_SERVER = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 
 
 class CoreMiddleware:
@@ -100,7 +100,7 @@ class CoreMiddleware:
 
     async def _serve(self, admission: Admission, scope: Scope, receive: Receive, send: Send) -> None:
         admission.from_thread = _from_thread
-        outgoing = _Outgoing(admission, send)
+        outgoing = Outgoing(admission, send)
         try:
             await self.app(scope, receive, outgoing)
         except Refused:
@@ -176,80 +176,3 @@ def _from_thread(admit: Callable[[], Awaitable[Verdict]]) -> Verdict:
         return await admit()
 
     return anyio.from_thread.run(ask)
-
-
-class _Outgoing:
-    """Lets a reply leave, through a recorder if by then a policy wants to see it.
-
-    What a handler made of a refusal by one of its own policies (a mounted application's error page, say) is dropped.
-    """
-
-    __slots__ = ("_admission", "_send", "started")
-
-    def __init__(self, admission: Admission, send: Send) -> None:
-        self._admission = admission
-        self._send = send
-        self.started = False
-
-    def __call__(self, message: Message) -> Awaitable[None]:
-        # No coroutine of its own: nothing is awaited here, and every message of every reply comes by.
-        if not self.started:
-            if self._admission.verdict is not PROCEED:
-                return _drop()
-            if message["type"] == "http.response.start":
-                self.started = True
-                if self._admission.capture:
-                    self._send = _Recorder(self._admission, self._send)
-        return self._send(message)
-
-
-async def _drop() -> None:
-    """Send nothing."""
-
-
-class _Recorder:
-    """Watches a reply leave, and settles the admission before its last byte does."""
-
-    __slots__ = ("_admission", "_body", "_headers", "_send", "_status")
-
-    def __init__(self, admission: Admission, send: Send) -> None:
-        self._admission = admission
-        self._send = send
-        self._status = 0
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._body: bytearray | None = bytearray()
-
-    async def __call__(self, message: Message) -> None:
-        kind = message["type"]
-        if kind == "http.response.start":
-            self._status = message["status"]
-            self._headers = list(message.get("headers", ()))
-        elif kind == "http.response.body":
-            self._keep(message.get("body", b""))
-        elif kind in _SENT_BY_THE_SERVER:
-            self._body = None
-        else:
-            await self._send(message)  # an announcement: the reply is still to come
-            return
-        if kind != "http.response.start" and not message.get("more_body", False):
-            await self._settle()
-        try:
-            await self._send(message)
-        except Exception:
-            # The work is done, though nobody hears of it: a retry must not do it again.
-            self._body = None
-            await self._settle()
-            raise
-
-    def _keep(self, chunk: bytes) -> None:
-        if self._body is not None:
-            self._body += chunk
-            if len(self._body) > self._admission.capture:
-                self._body = None
-
-    async def _settle(self) -> None:
-        reply = None
-        if self._body is not None:
-            reply = Reply("http", self._status, kept_metadata(self._headers), bytes(self._body))
-        final = wire.is_final_http(self._status)
-        await self._admission.settle(Outcome("completed" if final else "failed", reply))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 from fastapi import HTTPException, Request
 from fastapi.encoders import jsonable_encoder
 
-from http_middleware.call import ClientGoneError
+from http_middleware.body import ClientGoneError
 from http_middleware.core import ADMISSION
 from resilience import wire
 from resilience.admission import Admission, Refused

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 import pytest
 from starlette.types import Message, Scope
 
-from http_middleware.call import Body, ClientGoneError, HeaderMetadata, call_from_scope
+from http_middleware.body import Body, ClientGoneError
+from http_middleware.call import HeaderMetadata, call_from_scope
 from resilience import PayloadTooLargeError
 
 END: Message = {"type": "http.request", "body": b"", "more_body": False}

@@ -1,0 +1,91 @@
+"""Floor 4: a reply on its way out, seen by the policies that want to keep it."""
+
+from collections.abc import Awaitable
+
+from starlette.types import Message, Send
+
+from http_middleware.render import kept_metadata
+from resilience import wire
+from resilience.admission import Admission
+from resilience.verdict import PROCEED, Outcome, Reply
+
+_SENT_BY_THE_SERVER = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
+
+
+class Outgoing:
+    """Lets a reply leave, through a recorder if by then a policy wants to see it.
+
+    What a handler made of a refusal by one of its own policies (a mounted application's error page, say) is dropped.
+    """
+
+    __slots__ = ("_admission", "_send", "started")
+
+    def __init__(self, admission: Admission, send: Send) -> None:
+        self._admission = admission
+        self._send = send
+        self.started = False
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        """Send a message on, unless the call is refused by now."""
+        # No coroutine of its own: nothing is awaited here, and every message of every reply comes by.
+        if not self.started:
+            if self._admission.verdict is not PROCEED:
+                return _drop()
+            if message["type"] == "http.response.start":
+                self.started = True
+                if self._admission.capture:
+                    self._send = Recorder(self._admission, self._send)
+        return self._send(message)
+
+
+async def _drop() -> None:
+    """Send nothing."""
+
+
+class Recorder:
+    """Watches a reply leave, and settles the admission before its last byte does."""
+
+    __slots__ = ("_admission", "_body", "_headers", "_send", "_status")
+
+    def __init__(self, admission: Admission, send: Send) -> None:
+        self._admission = admission
+        self._send = send
+        self._status = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body: bytearray | None = bytearray()
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message on; before the last one, settle."""
+        kind = message["type"]
+        if kind == "http.response.start":
+            self._status = message["status"]
+            self._headers = list(message.get("headers", ()))
+        elif kind == "http.response.body":
+            self._keep(message.get("body", b""))
+        elif kind in _SENT_BY_THE_SERVER:
+            self._body = None
+        else:
+            await self._send(message)  # an announcement: the reply is still to come
+            return
+        if kind != "http.response.start" and not message.get("more_body", False):
+            await self._settle()
+        try:
+            await self._send(message)
+        except Exception:
+            # The work is done, though nobody hears of it: a retry must not do it again.
+            self._body = None
+            await self._settle()
+            raise
+
+    def _keep(self, chunk: bytes) -> None:
+        if self._body is not None:
+            self._body += chunk
+            if len(self._body) > self._admission.capture:
+                self._body = None
+
+    async def _settle(self) -> None:
+        reply = None
+        if self._body is not None:
+            reply = Reply("http", self._status, kept_metadata(self._headers), bytes(self._body))
+        final = wire.is_final_http(self._status)
+        await self._admission.settle(Outcome("completed" if final else "failed", reply))
