@@ -1,6 +1,6 @@
 """Floor 4: from an RPC to a call. Reads the metadata once; serialises a request only where a policy asks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -15,11 +15,13 @@ Pairs = Sequence[tuple[str, str | bytes]]
 class InvocationMetadata:
     """What the client sent beside the message. Of a name that is sent twice, the first counts."""
 
-    __slots__ = ("_pairs", "get")
+    __slots__ = ("_pairs", "get", "sent")
 
     def __init__(self, pairs: Pairs) -> None:
         self._pairs = pairs
         first = {name: value if type(value) is str else _text(value) for name, value in reversed(pairs)}
+        self.sent: Mapping[str, str] = first
+        """The first value of each name."""
         self.get: Callable[[str], str | None] = first.get
         """Return the first value sent under a name, or None."""
 

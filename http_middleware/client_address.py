@@ -6,7 +6,6 @@ from typing import get_args
 
 from starlette.types import Scope
 
-from http_middleware.call import direct_peer
 from resilience.decisions.forwarded import MOST_HOPS, ChainHeader, TrustedProxies, find_by_count, read_hops
 from resilience.errors import ConfigurationError
 
@@ -74,3 +73,9 @@ class ClientAddress:
         if self._proxies is None:
             return find_by_count(peer, hops, self._hops)
         return self._proxies.find(peer, hops)
+
+
+def direct_peer(scope: Scope) -> str | None:
+    """Return the address at the other end of the connection, be it a proxy's; None is a unix socket's."""
+    client = scope.get("client")
+    return client[0] if client else None

@@ -4,11 +4,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio.from_thread
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from http_middleware.body import Body, ClientGoneError
-from http_middleware.call import rename_call
-from http_middleware.recorder import Outgoing
+from http_middleware.body import ClientGoneError
+from http_middleware.call import HttpCall
+from http_middleware.recorder import Recorder
 from http_middleware.render import (
     refuse_websocket,
     render_client_gone,
@@ -18,12 +18,10 @@ from http_middleware.render import (
 from resilience import wire
 from resilience.admission import Admission, Policy, Refused
 from resilience.pipeline import Pipeline
-from resilience.policies.idempotency import MAX_PAYLOAD, IdempotencyPolicy
+from resilience.policies.idempotency import IdempotencyPolicy
 from resilience.verdict import PROCEED, Outcome, Reject, Replay, Verdict
 
 ADMISSION = "resilience.admission"
-OPERATION = "resilience.operation"
-_CORE = "resilience.core"
 
 
 class CoreMiddleware:
@@ -37,104 +35,105 @@ class CoreMiddleware:
 
     def __init__(self, app: ASGIApp, pipeline: Pipeline) -> None:
         self.app = app
-        self._groups: list[Sequence[Policy]] = [pipeline.core]
+        self._groups: tuple[Sequence[Policy], ...] = (pipeline.core,)
+        self._policies = tuple(pipeline.core)
 
     def join(self, pipeline: Pipeline) -> None:
         """Ask another pipeline's core policies, too: limits before keys, so that what is refused claims nothing."""
         if pipeline.core and all(group is not pipeline.core for group in self._groups):
             groups = [group for group in (*self._groups, pipeline.core) if group]
-            self._groups = sorted(groups, key=_has_keys)
+            self._groups = tuple(sorted(groups, key=_has_keys))
+            self._policies = tuple(policy for group in self._groups for policy in group)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Ask the core policies on the admission that the edge opened."""
         admission: Admission | None = scope.get(ADMISSION)
         if admission is None:
-            await self.app(scope, receive, send)
-            return
-        first = _CORE not in scope
-        groups = self._groups
-        if not first:
-            groups = [group for group in groups if all(asked is not group for asked in admission.asked)]
-            if not groups:
-                await self.app(scope, receive, send)
-                return
-        scope[_CORE] = True
-        admission.asked += groups
-        rename_call(admission.call, scope, scope[OPERATION])
-        user = scope.get("user")
-        if user is not None:
-            _adopt(user, admission)
-        if scope["type"] == "http":
-            await self._guard(groups, first, admission, scope, receive, send)
-            return
-        verdict = await _ask(groups, admission)
-        if isinstance(verdict, Reject):
-            await refuse(verdict, admission, scope, send)
-        else:
-            await self.app(scope, receive, send)
+            return self.app(scope, receive, send)
+        call: HttpCall = admission.call  # type: ignore[assignment] # an edge has opened it
+        if call.located or scope["type"] != "http":
+            return self._serve_untold(call, admission, scope, receive, send)
+        return self._serve(call, admission, scope, receive, send)
 
-    async def _guard(
-        self,
-        groups: Sequence[Sequence[Policy]],
-        first: bool,
-        admission: Admission,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        if first:
-            body = Body(admission.call.metadata, receive)
-            admission.call.payload = body.read
-        try:
-            verdict = await (admission.admit(groups[0]) if len(groups) == 1 else _ask(groups, admission))
-        except ClientGoneError:
-            await render_client_gone(send)
-            return
-        if verdict is not PROCEED:
-            await _render(verdict, admission, send)
-        elif first:
-            keep = MAX_PAYLOAD if _may_be_keyed(admission) else 0
-            await self._serve(admission, scope, body.receiver(keep), send)
-        else:
-            await self.app(scope, receive, send)
-
-    async def _serve(self, admission: Admission, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, call: HttpCall, admission: Admission, scope: Scope, receive: Receive, send: Send) -> None:
+        _locate(call, admission, scope)
+        call.receive = receive
+        admission.asked += self._groups
         admission.from_thread = _from_thread
-        outgoing = Outgoing(admission, send)
+        outgoing = send
+
+        def let_out(message: Message) -> Awaitable[None]:
+            # No coroutine of its own: nothing is awaited here, and every message of every reply comes by.
+            nonlocal outgoing
+            if not call.answered:
+                if admission.verdict is not PROCEED:
+                    return _drop()
+                if message["type"] == "http.response.start":
+                    call.answered = True
+                    if admission.capture:
+                        outgoing = Recorder(admission, send)
+            return outgoing(message)
+
         try:
-            await self.app(scope, receive, outgoing)
-        except Refused:
-            pass  # the verdict is the admission's
-        except ClientGoneError:
-            # A policy that was asked in the handler found no whole body.
-            await admission.settle(Outcome("failed"))
-            if not outgoing.started:
-                await render_client_gone(send)
-            return
-        except Exception:
-            # Before the error handler further out answers: who retries on its answer must find the key free.
-            if admission.capture:
-                await admission.settle(Outcome("failed"))
-            raise
-        if admission.verdict is not PROCEED and not outgoing.started:
+            if not self._policies or await admission.admit(self._policies) is PROCEED:
+                await self.app(scope, call.receiver(), let_out)
+        except Exception as error:
+            if not await _is_ours(error, call, admission, send):
+                raise
+        if admission.verdict is not PROCEED and not call.answered:
             await _render(admission.verdict, admission, send)
 
+    async def _serve_untold(
+        self, call: HttpCall, admission: Admission, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve a handshake, or a request that another of us, further out, lets answer and watches."""
+        groups = [group for group in self._groups if all(asked is not group for asked in admission.asked)]
+        if groups or not call.located:
+            _locate(call, admission, scope)
+            admission.asked += tuple(groups)
+            try:
+                verdict = await admission.admit([policy for group in groups for policy in group])
+            except ClientGoneError:
+                await render_client_gone(send)
+                return
+            if isinstance(verdict, Reject):
+                await refuse(verdict, admission, scope, send)
+                return
+            if verdict is not PROCEED:
+                await _render(verdict, admission, send)
+                return
+        await self.app(scope, receive, send)
 
-async def refuse(reject: Reject, admission: Admission, scope: Scope, send: Send) -> None:
+
+def _locate(call: HttpCall, admission: Admission, scope: Scope) -> None:
+    call.locate(scope)
+    user = scope.get("user")
+    if user is not None:
+        _adopt(user, admission)
+
+
+async def _is_ours(error: Exception, call: HttpCall, admission: Admission, send: Send) -> bool:
+    """Tell whether ``error`` is no error, but the way of one of our policies out of a handler."""
+    if isinstance(error, Refused):
+        return True  # the verdict is the admission's
+    # Before an error handler further out answers: who retries on its answer must find the key free.
+    if admission.capture or isinstance(error, ClientGoneError):
+        await admission.settle(Outcome("failed"))
+    if isinstance(error, ClientGoneError):
+        # A policy found no whole body.
+        if not call.answered:
+            call.answered = True
+            await render_client_gone(send)
+        return True
+    return False
+
+
+async def refuse(verdict: Verdict, admission: Admission, scope: Scope, send: Send) -> None:
     """Refuse a request or a handshake."""
-    if scope["type"] == "websocket":
-        await refuse_websocket(reject, scope.get("extensions") or (), admission, send)
-    else:
-        await _render(reject, admission, send)
-
-
-async def _ask(groups: Sequence[Sequence[Policy]], admission: Admission) -> Verdict:
-    verdict: Verdict = PROCEED
-    for group in groups:
-        verdict = await admission.admit(group)
-        if verdict is not PROCEED:
-            break
-    return verdict
+    if scope["type"] != "websocket":
+        await _render(verdict, admission, send)
+    elif isinstance(verdict, Reject):
+        await refuse_websocket(verdict, scope.get("extensions") or (), admission, send)
 
 
 async def _render(verdict: Verdict, admission: Admission, send: Send) -> None:
@@ -167,12 +166,12 @@ def _has_keys(policies: Sequence[Policy]) -> bool:
     return any(isinstance(getattr(policy, "policy", policy), IdempotencyPolicy) for policy in policies)
 
 
-def _may_be_keyed(admission: Admission) -> bool:
-    return not admission.call.safe and admission.call.metadata.get(wire.IDEMPOTENCY_KEY) is not None
-
-
 def _from_thread(admit: Callable[[], Awaitable[Verdict]]) -> Verdict:
     async def ask() -> Verdict:
         return await admit()
 
     return anyio.from_thread.run(ask)
+
+
+async def _drop() -> None:
+    """Send nothing: what a handler made of a refusal by one of its own policies, a mounted application's error page."""

@@ -7,9 +7,9 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from http_middleware.call import call_from_scope
+from http_middleware.call import HttpCall
 from http_middleware.client_address import ClientAddress
-from http_middleware.core import ADMISSION, OPERATION, refuse
+from http_middleware.core import ADMISSION, refuse
 from http_middleware.health import is_probe, render_health
 from http_middleware.render import render_error, with_metadata
 from http_middleware.routes import RouteTable
@@ -20,9 +20,10 @@ from resilience.health import HealthChecker
 from resilience.pipeline import Pipeline
 from resilience.policies.request_context import RequestContextPolicy
 from resilience.stores.memory import MemoryStore
-from resilience.verdict import Outcome, Reject
+from resilience.verdict import PROCEED, Outcome, Reject
 
 _LEAVING = frozenset({"draining", "stopped"})
+_SERVED = frozenset({"http", "websocket"})
 _STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
@@ -39,10 +40,9 @@ class EdgeMiddleware:
 
     def __init__(self, app: ASGIApp, owner: Starlette | None = None) -> None:
         self.app = app
-        self.operation: Callable[[Scope], str] = self._operation
-        """Names the operation of a scope; one object, by which a scope shows that it came through here."""
+        self.routes: RouteTable | None = None
+        """Names the operations of scopes; None until what policies name is checked."""
         self._owner = owner
-        self._routes: RouteTable | None = None
         self._given: RouteTable | None = None
         self._pipelines: list[tuple[bool, Pipeline]] = []
         self._lead: Pipeline
@@ -78,18 +78,17 @@ class EdgeMiddleware:
             self._pipelines.append((leads, pipeline))
             self._lead = max(self._pipelines, key=_rank)[1]
             self._limited = tuple(known for _, known in self._pipelines if _beyond_context(known))
-            self._routes = None  # to be held against what this one names
+            self.routes = None  # to be held against what this one names
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one connection; anything but ``http``, ``websocket`` and the owner's lifespan passes untouched."""
         if scope["type"] == "lifespan":
-            await self.start(self.app, scope, receive, send)
-        else:
-            await self.serve(self.app, scope, receive, send)
+            return self.start(self.app, scope, receive, send)
+        return self.serve(self.app, scope, receive, send)
 
     async def start(self, inner: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the lifespan of ``inner``, unless a policy names a route that isn't there: that stops the start."""
-        if self._owner is not None and self._routes is None:
+        if self._owner is not None and self.routes is None:
             try:
                 self._table(self._owner)
             except ConfigurationError as error:
@@ -98,9 +97,9 @@ class EdgeMiddleware:
                 return
         await inner(scope, receive, send)
 
-    async def serve(
+    def serve(
         self, inner: ASGIApp, scope: Scope, receive: Receive, send: Send, *, answers_errors: bool = False
-    ) -> None:
+    ) -> Awaitable[None]:
         """Serve one connection with ``inner``.
 
         Args:
@@ -109,79 +108,104 @@ class EdgeMiddleware:
         Raises:
             ConfigurationError: a policy names a route that isn't there.
         """
-        if scope["type"] not in ("http", "websocket"):
-            await inner(scope, receive, send)
-            return
-        if self._routes is None and self._owner is not None:
-            self._routes = self._table(self._owner)
-        if self._health is not None and self._health.phase in _LEAVING:
-            send = _parting(scope, send)
-        if self._health is not None and is_probe(scope):
-            await render_health(self._health, scope, send)
-        elif ADMISSION in scope:
-            # Another of us, further out, has opened the call; a mounted application names its own routes.
-            scope[OPERATION] = self.operation
-            admission: Admission = scope[ADMISSION]
-            await self._ask(admission)
-            if isinstance(admission.verdict, Reject):
-                await refuse(admission.verdict, admission, scope, send)
-            else:
-                await inner(scope, receive, send)
-        else:
-            await self._serve(inner, scope, receive, send, answers_errors)
+        if scope["type"] not in _SERVED:
+            return inner(scope, receive, send)
+        routes = self.routes
+        if routes is None:
+            routes = self.routes = self._table(self._owner or scope.get("app"))
+        if self._health is not None:
+            if self._health.phase in _LEAVING:
+                send = _parting(scope, send)
+            if "/health" in scope["path"] and is_probe(scope):
+                return render_health(self._health, scope, send)
+        if ADMISSION in scope:
+            return self._serve_inside(inner, routes, scope, receive, send)
+        return self._open(inner, routes, scope, receive, send, answers_errors)
 
-    async def _serve(self, inner: ASGIApp, scope: Scope, receive: Receive, send: Send, answers_errors: bool) -> None:
-        status = 0
+    async def _open(
+        self,
+        inner: ASGIApp,
+        routes: RouteTable,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        answers_errors: bool,
+    ) -> None:
+        call = HttpCall(scope, self, routes, self._address)
+        admission = self._lead.admit(call)
 
         def send_with_metadata(message: Message) -> Awaitable[None]:
-            nonlocal status
             if message["type"] in _STARTS:
-                status = message.get("status", 101)
-                message = {**message, "headers": with_metadata(message.get("headers", ()), admission.metadata)}
+                call.status = message.get("status", 101)
+                message = dict(message, headers=with_metadata(message.get("headers", ()), admission.metadata))
             return send(message)
 
-        scope[OPERATION] = self.operation
-        lead = self._lead
-        async with lead.admit(call_from_scope(scope, self.operation, self._address)) as admission:
+        scope[ADMISSION] = admission
+        admission.enter()
+        try:
+            await admission.admit(self._lead.edge)
             if self._limited:
-                admission.asked.append(lead.edge)
+                admission.asked += (self._lead.edge,)
                 await self._ask(admission)
-            if isinstance(admission.verdict, Reject):
-                await refuse(admission.verdict, admission, scope, send_with_metadata)
-                return
-            scope[ADMISSION] = admission
-            try:
+            if admission.verdict is PROCEED:
                 await inner(scope, receive, send_with_metadata)
-            except Exception:
-                # Within Starlette the error handler further out has the word, and may be the application's own.
-                if not status and scope["type"] == "http" and "app" not in scope:
-                    await render_error(send_with_metadata)
-                elif not status and scope["type"] == "http" and answers_errors:
-                    await PlainTextResponse("Internal Server Error", 500)(scope, receive, send_with_metadata)
-                raise
-            finally:
-                # Else a server whose receive knows the scope leaves a cycle for each request, and full collections
-                # that stop the loop for tens of milliseconds.
-                del scope[ADMISSION]
-            if admission.hooked and scope["type"] == "http" and not isinstance(admission.verdict, Reject):
-                await admission.settle(Outcome("completed" if wire.is_final_http(status) else "failed"))
+            else:
+                await refuse(admission.verdict, admission, scope, send_with_metadata)
+        except BaseException as error:
+            if answers_errors or "app" not in scope:
+                # Else the error handler further out has the word, which may be the application's own.
+                await _answer(error, call, scope, receive, send_with_metadata)
+            await admission.leave(type(error))
+            raise
+        finally:
+            # Else a server whose receive knows the scope leaves a cycle for each request, and full collections
+            # that stop the loop for tens of milliseconds.
+            del scope[ADMISSION]
+        if admission.hooked:
+            await _settle(admission, call)
+        else:
+            admission.close()
+
+    async def _serve_inside(
+        self, inner: ASGIApp, routes: RouteTable, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve a connection whose call another of us, further out, has opened: a mounted application names its own."""
+        admission: Admission = scope[ADMISSION]
+        call: HttpCall = admission.call  # type: ignore[assignment] # an edge has opened it
+        call.edge, call.routes = self, routes
+        await self._ask(admission)
+        if isinstance(admission.verdict, Reject):
+            await refuse(admission.verdict, admission, scope, send)
+        else:
+            await inner(scope, receive, send)
 
     async def _ask(self, admission: Admission) -> None:
         """Ask what pipelines have at the edge beyond the leader's, and beyond those of another edge further out."""
         for pipeline in self._limited:
             if not isinstance(admission.verdict, Reject) and all(one is not pipeline.edge for one in admission.asked):
-                admission.asked.append(pipeline.edge)
+                admission.asked += (pipeline.edge,)
                 await admission.admit(_beyond_context(pipeline))
-
-    def _operation(self, scope: Scope) -> str:
-        if self._routes is None:
-            self._routes = self._table(scope.get("app"))
-        return self._routes.operation(scope)
 
     def _table(self, app: Any) -> RouteTable:
         routes = self._given or RouteTable(getattr(app, "routes", ()))
         routes.verify(frozenset().union(*(pipeline.operations() for _, pipeline in self._pipelines)))
         return routes
+
+
+async def _answer(error: BaseException, call: HttpCall, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request whose handler raised, if nobody has."""
+    if call.status or call.streaming or not isinstance(error, Exception):
+        return
+    if "app" not in scope:
+        await render_error(send)
+    else:
+        await PlainTextResponse("Internal Server Error", 500)(scope, receive, send)
+
+
+async def _settle(admission: Admission, call: HttpCall) -> None:
+    if not call.streaming and not isinstance(admission.verdict, Reject):
+        await admission.settle(Outcome("completed" if wire.is_final_http(call.status) else "failed"))
+    await admission.leave()
 
 
 def _parting(scope: Scope, send: Send) -> Send:

@@ -6,7 +6,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from http_middleware.call import inner_path
+from http_middleware.routes import inner_path
 from resilience.decisions.readiness import ComponentHealth, HealthReport, HealthStatus
 from resilience.health import LIVE, READY, STARTUP, HealthChecker
 

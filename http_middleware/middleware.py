@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from http_middleware.client_address import ClientAddress
-from http_middleware.core import OPERATION, CoreMiddleware
+from http_middleware.core import ADMISSION, CoreMiddleware
 from http_middleware.edge import EdgeMiddleware
 from http_middleware.hoist import answers_errors, chain, edge_of, join_core, owner_of
 from http_middleware.openapi import document
@@ -59,7 +59,8 @@ class ResilienceMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection; anything but ``http`` and ``websocket`` passes untouched."""
         edge = self.edge or self._find_place(scope)
-        if scope.get(OPERATION) is edge.operation:
+        admission = scope.get(ADMISSION)
+        if admission is not None and admission.call.edge is edge:
             await self.app(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(edge, scope, receive, send)

@@ -1,7 +1,7 @@
 """Floor 4: verdicts as HTTP. Every status comes from ``wire.TABLE``."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from starlette.types import Message, Send
 
@@ -26,6 +26,7 @@ _NOT_KEPT = wire.OURS | {
 }
 _NOT_KEPT_NAMES = frozenset(name.encode() for name in _NOT_KEPT)
 _ENCODED = {name: name.encode() for name in wire.OURS}
+_OURS = frozenset(_ENCODED.values())
 _PROBLEM = "application/problem+json"
 # Source: draft-ietf-httpapi-ratelimit-headers-11, "Problem Types".
 _PROBLEM_TYPES = {
@@ -36,11 +37,24 @@ _PROBLEM_TYPES = {
 
 
 def with_metadata(
-    headers: Iterable[tuple[bytes, bytes]], metadata: Iterable[tuple[str, str]]
+    headers: Iterable[tuple[bytes, bytes]], metadata: Sequence[tuple[str, str]]
 ) -> list[tuple[bytes, bytes]]:
     """Return a new header list in which each name of ``metadata`` stands once, with our value."""
-    ours = [(_ENCODED.get(name) or name.encode(), value.encode("latin-1")) for name, value in metadata]
-    names = {name for name, _ in ours}
+    try:
+        ours = [(_ENCODED[name], value.encode("latin-1")) for name, value in metadata]
+    except KeyError:  # a policy of the application's own tells more
+        ours = [(name.encode(), value.encode("latin-1")) for name, value in metadata]
+        return _replaced(headers, ours)
+    leaving = list(headers)
+    for name, _ in leaving:
+        if name.lower() in _OURS:
+            return _replaced(leaving, ours)
+    leaving += ours
+    return leaving
+
+
+def _replaced(headers: Iterable[tuple[bytes, bytes]], ours: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    names = dict(ours)
     return [pair for pair in headers if pair[0].lower() not in names] + ours
 
 

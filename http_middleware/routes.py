@@ -8,13 +8,19 @@ from fastapi.routing import iter_route_contexts
 from starlette.routing import BaseRoute, WebSocketRoute, compile_path
 from starlette.types import Scope
 
-from http_middleware.call import inner_path
 from resilience.call import UNMATCHED
 from resilience.decorators import is_bypassed
 from resilience.errors import ConfigurationError
 
 _WEBSOCKET = "WEBSOCKET"
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+
+
+def inner_path(scope: Scope) -> str:
+    """Return the path below ``root_path``, which a server may or may not have put in front. Source: ASGI 2.4, HTTP."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root and path.startswith(root + "/") else path
 
 
 class RouteTable:

@@ -36,6 +36,9 @@ class Refused(Exception):  # noqa: N818 - a refusal is no error; it only has to 
         self.verdict = verdict
 
 
+_NOBODY = RequestContext()  # Stands where no policy opened a context; nobody writes to it.
+
+
 class Admission:
     """The state of one call between the policies, from the door's opening to its closing.
 
@@ -49,56 +52,36 @@ class Admission:
         late: finds the policies of decorators and guards.
     """
 
-    __slots__ = (
-        "_edge",
-        "_handed_over",
-        "_hooks",
-        "_identify",
-        "_running",
-        "_token",
-        "asked",
-        "call",
-        "capture",
-        "claimed",
-        "context",
-        "done",
-        "from_thread",
-        "late",
-        "limits",
-        "metadata",
-        "operation",
-        "settled",
-        "verdict",
-    )
+    # Without slots: what most calls never change stands at the class, and costs them nothing.
+    context: RequestContext = _NOBODY
+    verdict: Verdict = PROCEED
+    limits: tuple[tuple[str, Quota, Usage], ...] = ()
+    """What each rate-limit rule said, of whichever policy: a reply tells them together."""
+    capture = 0
+    """How many bytes of the reply a policy needs to see; 0 for none."""
+    asked: tuple[object, ...] = ()
+    """Which core policies, and which decorators', were asked; each once, however many stand in the way."""
+    claimed: tuple[str, ...] = ()
+    """The record keys that are held for the call, so that no second policy asks for them."""
+    operation: object | None = None
+    """What a handler may know of the keyed operation that it runs. See ``running_operation``."""
+    done: Reply | None = None
+    """The answer of an operation that its handler declared done: what is kept although the handler fails later."""
+    from_thread: Callable[[Callable[[], Coroutine[Any, Any, Verdict]]], Verdict] | None = None
+    """Runs a coroutine for a handler in a worker thread; set by a door that has such handlers."""
+    settled = False
+    _hooks: tuple[Hook, ...] = ()
+    _token: Token[RequestContext | None] | None = None
+    _running: "Token[Admission | None] | None" = None
+    _handed_over = False
 
     def __init__(self, call: Call, edge: Sequence[Policy], identify: Identify, late: Late) -> None:
         self.call = call
-        self.context = _NOBODY
-        self.verdict: Verdict = PROCEED
         self.metadata: list[tuple[str, str]] = []
         """Name and value pairs to add to whatever leaves: reply, refusal or error."""
-        self.limits: list[tuple[str, Quota, Usage]] = []
-        """What each rate-limit rule said, of whichever policy: a reply tells them together."""
-        self.capture = 0
-        """How many bytes of the reply a policy needs to see; 0 for none."""
-        self.asked: list[object] = []
-        """Which core policies, and which decorators', were asked; each once, however many stand in the way."""
-        self.claimed: tuple[str, ...] = ()
-        """The record keys that are held for the call, so that no second policy asks for them."""
-        self.operation: object | None = None
-        """What a handler may know of the keyed operation that it runs. See ``running_operation``."""
-        self.done: Reply | None = None
-        """The answer of an operation that its handler declared done: what is kept although the handler fails later."""
-        self.from_thread: Callable[[Callable[[], Coroutine[Any, Any, Verdict]]], Verdict] | None = None
-        """Runs a coroutine for a handler in a worker thread; set by a door that has such handlers."""
         self.late = late
-        self.settled = False
         self._edge = edge
         self._identify = identify
-        self._hooks: list[Hook] = []
-        self._token: Token[RequestContext | None] | None = None
-        self._running: Token[Admission | None] | None = None
-        self._handed_over = False
 
     def caller(self) -> str:
         """Name who the call is counted for, as known by now."""
@@ -112,7 +95,7 @@ class Admission:
 
     def on_settle(self, hook: Hook) -> None:
         """Have ``hook`` told how the call ended. Last in, first out; each runs, whatever another raises."""
-        self._hooks.append(hook)
+        self._hooks += (hook,)
 
     @property
     def hooked(self) -> bool:
@@ -137,8 +120,9 @@ class Admission:
             outcome = Outcome("completed", self.done)
         interrupted: BaseException | None = None
         while self._hooks:
+            hook, self._hooks = self._hooks[-1], self._hooks[:-1]
             try:
-                await self._hooks.pop()(outcome)
+                await hook(outcome)
             except Exception:
                 # The reply is decided by now, and no accident in here may turn it into an error.
                 logger.exception("A settle hook failed", extra=self.context.log_fields())
@@ -151,35 +135,41 @@ class Admission:
         """Leave settling to a task that outlives this block."""
         self._handed_over = True
 
-    async def __aenter__(self) -> Self:
+    def enter(self) -> None:
+        """Make this the running admission; the edge is yet to be asked. For a door that does not use ``async with``."""
         self._running = _running.set(self)
+
+    async def leave(self, kind: type[BaseException] | None = None) -> None:
+        """Settle what was promised, and close; ``kind`` is the class of the exception that ends the call, if any."""
+        if self._hooks and not self._handed_over:
+            if kind is None:
+                ended = _ENDED if isinstance(self.verdict, Proceed) else _REFUSED
+            else:
+                ended = _FAILED if issubclass(kind, Exception) else _CANCELLED
+            try:
+                await self.settle(ended)
+            finally:
+                self.close()
+        else:
+            self.close()
+
+    async def __aenter__(self) -> Self:
+        self.enter()
         if self._edge:
             try:
                 await self.admit(self._edge)
-            except BaseException:
-                await self._leave(Outcome("failed"))
+            except BaseException as error:
+                await self.leave(type(error))
                 raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not self._hooks and not self._handed_over:  # nearly every call: nobody is to be told
+        await self.leave(kind)
+
+    def close(self) -> None:
+        """Close at once: for a call of which nobody is to be told how it ended."""
+        if not self._handed_over:
             self.settled = True
-            self._close()
-            return
-        if kind is None:
-            ended: Outcome = _ENDED if isinstance(self.verdict, Proceed) else _REFUSED
-        else:
-            ended = _FAILED if issubclass(kind, Exception) else _CANCELLED
-        await self._leave(ended)
-
-    async def _leave(self, outcome: Outcome) -> None:
-        try:
-            if not self._handed_over and not self.settled:
-                await self.settle(outcome)
-        finally:
-            self._close()
-
-    def _close(self) -> None:
         if self._token is not None:
             close_context(self._token)
             self._token = None
@@ -199,7 +189,6 @@ def running_admission() -> Admission | None:
     return _running.get()
 
 
-_NOBODY = RequestContext()  # Stands where no policy opened a context; nobody writes to it.
 _ENDED = Outcome("completed")
 _REFUSED = Outcome("refused")
 _FAILED = Outcome("failed")

@@ -1,6 +1,6 @@
 """Ground floor: one inbound call, told without its wire. Never reads a clock or a socket."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal
 from typing import Protocol as Shape
 
@@ -9,6 +9,11 @@ Protocol = Literal["http", "grpc"]
 
 class Metadata(Shape):
     """A door's view over what the caller sent beside the payload; names are lower-case."""
+
+    @property
+    def sent(self) -> Mapping[str, str]:
+        """The first value of each name in ``wire.SENT`` that was sent: found in one go, since every call is asked."""
+        ...
 
     def get(self, name: str) -> str | None:
         """Return the first value sent under ``name``, or None."""
@@ -20,59 +25,67 @@ class Metadata(Shape):
 
 
 class Call:
-    """One inbound call. Built by a door for every call, hence slots and no freezing.
+    """One inbound call. A door has a class of its own where it can spare work until somebody asks for it.
 
     Args:
         protocol: the door it came through.
         operation: the registered name, never a caller's own text: ``"POST /orders/{id}"``,
-            ``"/pkg.Service/Method"``, or ``UNMATCHED``. A function is called once, when first asked for.
+            ``"/pkg.Service/Method"``, or ``UNMATCHED``.
         metadata: what came beside the payload.
         peer: the caller's network address without its port, or None (a unix socket).
         streaming: True where no single payload or no single reply exists.
         safe: True where the operation promises no side effects, so that a key means nothing.
+        payload: reads the whole payload once; None where there is none.
+        resource: see the method.
     """
 
-    __slots__ = ("_operation", "_resolve", "metadata", "payload", "peer", "protocol", "resource", "safe", "streaming")
-
-    payload: Callable[[int], Awaitable[bytes]]
-    """Reads the whole payload once, at most ``limit`` bytes; raises PayloadTooLargeError."""
-
-    resource: Callable[[], str]
-    """What the call addresses beyond its operation: path values and query, or ``""``."""
+    # Without slots: what most calls don't say stands at the class, and costs them nothing.
+    protocol: Protocol
+    metadata: Metadata
+    peer: str | None = None
+    streaming = False
+    safe = False
 
     def __init__(
         self,
         protocol: Protocol,
-        operation: str | Callable[[], str],
+        operation: str,
         metadata: Metadata,
         *,
         peer: str | None = None,
         streaming: bool = False,
         safe: bool = False,
         payload: Callable[[int], Awaitable[bytes]] | None = None,
-        resource: Callable[[], str] | None = None,
+        resource: str = "",
     ) -> None:
-        self.protocol: Protocol = protocol
-        self._resolve = operation
-        self._operation: str | None = None
+        self.protocol = protocol
+        self._operation = operation
         self.metadata = metadata
         self.peer = peer
         self.streaming = streaming
         self.safe = safe
-        self.payload = payload or _no_payload
-        self.resource = resource or _no_resource
+        self._payload = payload or _no_payload
+        self._resource = resource
 
     @property
     def operation(self) -> str:
-        """The registered name of what is called, resolved on first use."""
-        if self._operation is None:
-            resolve = self._resolve
-            self._operation = resolve if isinstance(resolve, str) else resolve()
+        """The registered name of what is called."""
         return self._operation
 
-    def rename(self, operation: str | Callable[[], str], resource: Callable[[], str]) -> None:
-        """Take what the door now knows of the target: something on the way in may have rewritten it."""
-        self._resolve, self._operation, self.resource = operation, None, resource
+    def resource(self) -> str:
+        """Return what the call addresses beyond its operation: path values and query, or ``""``."""
+        return self._resource
+
+    def payload(self, limit: int) -> Awaitable[bytes]:
+        """Read the whole payload; an empty one where there is none.
+
+        Args:
+            limit: the most bytes it may have.
+
+        Raises:
+            PayloadTooLargeError: it has more.
+        """
+        return self._payload(limit)
 
 
 UNMATCHED = "unmatched"
@@ -81,7 +94,3 @@ UNMATCHED = "unmatched"
 
 async def _no_payload(_limit: int) -> bytes:
     return b""
-
-
-def _no_resource() -> str:
-    return ""

@@ -53,7 +53,10 @@ def by_user(user_id: str, tenant_id: str | None = None) -> str:
 
 def by_address(call: Call) -> str:
     """Name the caller by its network address; one IPv6 /64 is one caller, since one customer owns all of it."""
-    return f"addr:{address_group(call.peer)}" if call.peer else "addr:"
+    peer = call.peer
+    if peer is None:
+        return "addr:"
+    return f"addr:{peer[:_LONGEST_REMEMBERED] if ':' not in peer else address_group(peer)}"
 
 
 def address_group(address: str) -> str:

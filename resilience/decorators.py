@@ -49,7 +49,7 @@ class Declared(NamedTuple):
         """
         if any(asked is self for asked in admission.asked):
             return PROCEED
-        admission.asked.append(self)
+        admission.asked += (self,)
         operation = admission.call.operation
         policies: list[Policy] = []
         if self.limits:

@@ -41,11 +41,12 @@ class Pipeline:
         self._identify = identify or api_key()
         self.store: Store = store or next(filter(None, map(store_of, core)), None) or MemoryStore()
         self._late: dict[Hashable, Policy] = {}
+        self._find_late = self.late  # bound once, not once for each call
         self._running: set[asyncio.Task[Any]] = set()
 
     def admit(self, call: Call) -> Admission:
         """Return the admission of ``call``, to be opened with ``async with``; the core is asked by the door later."""
-        return Admission(call, self.edge, self._identify, self.late)
+        return Admission(call, self.edge, self._identify, self._find_late)
 
     def late(self, key: Hashable, make: Callable[[Store], Policy]) -> Policy:
         """Return the policy that a decorator or guard keeps under ``key``, made when first asked for."""

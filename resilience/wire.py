@@ -93,6 +93,9 @@ RESET = "x-ratelimit-reset"
 RATELIMIT = "ratelimit"
 RATELIMIT_POLICY = "ratelimit-policy"
 
+SENT = frozenset({CORRELATION_ID, IDEMPOTENCY_KEY, REQUEST_ID, REQUEST_TIMEOUT, TRACEPARENT, TRACESTATE})
+"""Names that nearly every call is asked for."""
+
 OURS = frozenset(
     {
         REQUEST_ID,
@@ -170,14 +173,16 @@ def limit_fields(limits: Sequence[tuple[str, Quota, Usage]], policy: str | None 
         policy = policy_field([(name, quota) for name, quota, _ in limits])
     if len(limits) == 1:  # nearly every call
         name, _, tight = limits[0]
-        field = usage_item(name, tight)
+        reset = ceil(tight.reset_after)
+        field = f'"{name}";r={tight.remaining};t={reset}'
     else:
         tight = min((usage for _, _, usage in limits), key=lambda usage: usage.slack)
+        reset = ceil(tight.reset_after)
         field = usage_field([(name, usage) for name, _, usage in limits])
     return (
         (LIMIT, str(tight.limit)),
         (REMAINING, str(tight.remaining)),
-        (RESET, str(ceil(tight.reset_after))),
+        (RESET, str(reset)),
         (RATELIMIT_POLICY, policy),
         (RATELIMIT, field),
     )

@@ -217,11 +217,12 @@ class RateLimitPolicy:
             field = None
         if len(wants) == 1:  # nearly every call
             ((rule, _, quota, _, _),), (usage,) = wants, usages
-            limits.append((rule, quota, usage))
+            limits += ((rule, quota, usage),)
             allowed = usage.allowed
         else:
-            limits += [(want.rule, want.quota, usage) for want, usage in zip(wants, usages, strict=True)]
+            limits += tuple([(want.rule, want.quota, usage) for want, usage in zip(wants, usages, strict=True)])
             allowed = all(usage.allowed for usage in usages)
+        admission.limits = limits
         admission.metadata += wire.limit_fields(limits, field)
         if allowed:
             if wants[0].token:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from resilience import wire
 from resilience.admission import Admission, Policy
 from resilience.call import Call
 from resilience.verdict import PROCEED, Verdict
@@ -22,11 +23,16 @@ class Selective:
         self.policy = policy
         self.operations = frozenset(operations)
         self._needs: str | None = getattr(policy, "needs", None)
+        self._needs_sent = self._needs in wire.SENT
 
     async def admit(self, call: Call, admission: Admission) -> Verdict:
         """Ask the policy, if the call is one of its operations."""
-        if self._needs is not None and call.metadata.get(self._needs) is None:
-            return PROCEED  # cheaper to find out than what the call's operation is
+        # Cheaper to find out than what the call's operation is.
+        if self._needs_sent:
+            if self._needs not in call.metadata.sent:
+                return PROCEED
+        elif self._needs is not None and call.metadata.get(self._needs) is None:
+            return PROCEED
         if call.operation in self.operations:
             return await self.policy.admit(call, admission)
         return PROCEED

@@ -68,6 +68,9 @@ class Told(Call):
 
     def __init__(self, key: str = "k") -> None:
         class Sent:
+            def __init__(self) -> None:
+                self.sent = {"idempotency-key": key}
+
             def get(self, name: str) -> str | None:
                 return key if name == "idempotency-key" else None
 

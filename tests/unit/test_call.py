@@ -1,5 +1,3 @@
-from collections.abc import Callable
-
 from resilience.call import UNMATCHED, Call
 from resilience.errors import (
     ConfigurationError,
@@ -12,6 +10,9 @@ from resilience.verdict import PROCEED, Outcome, Proceed
 
 
 class Nothing:
+    def __init__(self) -> None:
+        self.sent: dict[str, str] = {}
+
     def get(self, _name: str) -> str | None:
         return None
 
@@ -19,40 +20,8 @@ class Nothing:
         return []
 
 
-def named_once(names: list[str]) -> Callable[[], str]:
-    def resolve() -> str:
-        return names.pop()
-
-    return resolve
-
-
 def test_an_operation_may_be_told_at_once() -> None:
     assert Call("http", "POST /orders", Nothing()).operation == "POST /orders"
-
-
-def test_an_operation_is_resolved_once_and_only_when_asked_for() -> None:
-    names = ["first"]
-    call = Call("http", named_once(names), Nothing())
-    assert names == ["first"]
-    assert call.operation == "first"
-    assert call.operation == "first"
-    assert names == []
-
-
-def test_an_operation_that_resolves_to_nothing_is_resolved_once_too() -> None:
-    names = [""]
-    call = Call("grpc", named_once(names), Nothing())
-    assert (call.operation, call.operation) == ("", "")
-
-
-def test_a_call_whose_target_was_rewritten_is_named_anew() -> None:
-    call, names = Call("http", "GET /old", Nothing()), ["GET /new"]
-    assert call.operation == "GET /old"
-    call.rename(named_once(names), lambda: "id=2")
-    assert names == ["GET /new"]
-    assert (call.operation, call.operation, call.resource()) == ("GET /new", "GET /new", "id=2")
-    call.rename("GET /last", lambda: "")
-    assert call.operation == "GET /last"
 
 
 async def test_a_call_without_a_payload_has_an_empty_one() -> None:
@@ -67,7 +36,7 @@ async def test_a_call_keeps_what_its_door_gave_it() -> None:
         return b"x" * limit
 
     call = Call(
-        "http", "GET /", Nothing(), peer="10.0.0.1", streaming=True, safe=True, payload=payload, resource=lambda: "id=1"
+        "http", "GET /", Nothing(), peer="10.0.0.1", streaming=True, safe=True, payload=payload, resource="id=1"
     )
     assert await call.payload(3) == b"xxx"
     assert call.resource() == "id=1"

@@ -7,13 +7,13 @@ from resilience.context import RequestContext
 
 class Sent:
     def __init__(self, **values: str) -> None:
-        self._values = {name.replace("_", "-"): value for name, value in values.items()}
+        self.sent = {name.replace("_", "-"): value for name, value in values.items()}
 
     def get(self, name: str) -> str | None:
-        return self._values.get(name)
+        return self.sent.get(name)
 
     def get_all(self, name: str) -> list[str]:
-        return [self._values[name]] if name in self._values else []
+        return [self.sent[name]] if name in self.sent else []
 
 
 def call(peer: str | None = "10.0.0.1", **sent: str) -> Call:

@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 from starlette.types import Scope
 
-from http_middleware.call import call_from_scope
+from http_middleware.call import HttpCall
 from http_middleware.client_address import ClientAddress
-from resilience.call import UNMATCHED
+from http_middleware.routes import RouteTable
 from resilience.caller import by_address
 from resilience.errors import ConfigurationError
 
@@ -23,8 +23,7 @@ def scope_of(*lines: str, peer: str | None = PROXY, header: str = "x-forwarded-f
     return {**scope, "method": "GET"} if kind == "http" else scope
 
 
-def unmatched(_scope: Scope) -> str:
-    return UNMATCHED
+ROUTES = RouteTable(())
 
 
 def test_a_caller_is_who_the_proxy_says() -> None:
@@ -106,15 +105,15 @@ def test_what_callers_send_can_fill_only_so_much_memory() -> None:
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 def test_a_call_is_counted_for_who_the_proxy_says(kind: str) -> None:
-    call = call_from_scope(scope_of(f"1.1.1.1, {CLIENT}", kind=kind), unmatched, BEHIND_A_PROXY.peer)
+    call = HttpCall(scope_of(f"1.1.1.1, {CLIENT}", kind=kind), None, ROUTES, BEHIND_A_PROXY.peer)
 
     assert call.peer == CLIENT
     assert by_address(call) == f"addr:{CLIENT}"
 
 
 def test_a_call_is_counted_for_its_connection_where_no_proxy_is_named() -> None:
-    assert call_from_scope(scope_of(CLIENT), unmatched).peer == PROXY
-    assert call_from_scope(scope_of(CLIENT), unmatched, None).peer == PROXY
+    assert HttpCall(scope_of(CLIENT), None, ROUTES).peer == PROXY
+    assert HttpCall(scope_of(CLIENT), None, ROUTES, None).peer == PROXY
 
 
 @pytest.mark.parametrize("options", [{}, {"trusted": (PROXY,), "hops": 1}])

@@ -53,6 +53,7 @@ REPLY = Reply("http", 201, (("content-type", "application/json"),), b'{"id":1}')
 class Sent:
     def __init__(self, *pairs: tuple[str, str]) -> None:
         self._pairs = pairs
+        self.sent = dict(reversed(pairs))
 
     def get(self, name: str) -> str | None:
         return next(iter(self.get_all(name)), None)
@@ -82,7 +83,7 @@ def call(
         Sent(*pairs),
         peer=peer,
         payload=payload,
-        resource=lambda: resource,
+        resource=resource,
         streaming=streaming,
         safe=safe,
     )
