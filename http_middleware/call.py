@@ -28,6 +28,8 @@ class HeaderMetadata:
 
     def get(self, name: str) -> str | None:
         """Return the first value sent under ``name``, or None."""
+        if name in wire.SENT:
+            return self.sent.get(name)
         wanted = name.encode()
         for key, value in self._headers:
             if key == wanted:

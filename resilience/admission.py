@@ -7,7 +7,7 @@ from typing import Any, Protocol, Self
 
 from resilience.call import Call
 from resilience.caller import Identify, by_caller
-from resilience.context import RequestContext, close_context, get_request_context, open_context
+from resilience.context import RequestContext, close_context, open_context, running_context
 from resilience.decisions.quota import Quota, Usage
 from resilience.verdict import PROCEED, Outcome, Proceed, Reply, Verdict
 
@@ -85,7 +85,7 @@ class Admission:
 
     def caller(self) -> str:
         """Name who the call is counted for, as known by now."""
-        context = self.context if self.context is not _NOBODY else get_request_context()
+        context = self.context if self.context is not _NOBODY else running_context()
         return by_caller(self.call, context, self._identify)
 
     def open(self, context: RequestContext) -> None:

@@ -5,6 +5,7 @@ from functools import lru_cache
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
 
+from resilience import wire
 from resilience.call import Call
 from resilience.context import RequestContext
 
@@ -15,7 +16,7 @@ Identify = Callable[[Call], str | None]
 """Finds the caller's identity in a call, or None where it shows none."""
 
 
-def api_key(name: str = "x-api-key") -> Identify:
+def api_key(name: str = wire.API_KEY) -> Identify:
     """Identify callers by a secret they send as metadata; only a digest of it is ever kept.
 
     The secret is not verified here. Where anybody may make one up, add a rule by address as well.
@@ -24,20 +25,22 @@ def api_key(name: str = "x-api-key") -> Identify:
         name: the metadata's name, lower-case.
     """
 
+    usual = name in wire.SENT
+
     def identify(call: Call) -> str | None:
-        value = call.metadata.get(name)
+        value = call.metadata.sent.get(name) if usual else call.metadata.get(name)
         return sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:32] if value else None
 
     return identify
 
 
-def by_caller(call: Call, context: RequestContext, identify: Identify) -> str:
+def by_caller(call: Call, context: RequestContext | None, identify: Identify) -> str:
     """Name the caller: the authenticated user, else the identity, else the address.
 
     The name is unambiguous (``user:`` of tenant ``a`` never equals that of tenant ``b``) but for the store only: it
     may hold personal data, so it must not reach a log or a label.
     """
-    if context.user_id is not None:
+    if context is not None and context.user_id is not None:
         return by_user(context.user_id, context.tenant_id)
     identity = identify(call)
     if identity is not None:

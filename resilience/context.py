@@ -107,6 +107,11 @@ def get_request_context() -> RequestContext:
     return context if context is not None else RequestContext()
 
 
+def running_context() -> RequestContext | None:
+    """Return the context of the running call, or None outside of one. For doors and policies."""
+    return _current.get()
+
+
 def get_request_id() -> str | None:
     """Return the id of the running call, or None outside of one."""
     context = _current.get()

@@ -93,7 +93,9 @@ RESET = "x-ratelimit-reset"
 RATELIMIT = "ratelimit"
 RATELIMIT_POLICY = "ratelimit-policy"
 
-SENT = frozenset({CORRELATION_ID, IDEMPOTENCY_KEY, REQUEST_ID, REQUEST_TIMEOUT, TRACEPARENT, TRACESTATE})
+API_KEY = "x-api-key"
+
+SENT = frozenset({API_KEY, CORRELATION_ID, IDEMPOTENCY_KEY, REQUEST_ID, REQUEST_TIMEOUT, TRACEPARENT, TRACESTATE})
 """Names that nearly every call is asked for."""
 
 OURS = frozenset(
