@@ -1,45 +1,13 @@
 """Floor 4: a reply on its way out, seen by the policies that want to keep it."""
 
-from collections.abc import Awaitable
-
 from starlette.types import Message, Send
 
 from http_middleware.render import kept_metadata
 from resilience import wire
 from resilience.admission import Admission
-from resilience.verdict import PROCEED, Outcome, Reply
+from resilience.verdict import Outcome, Reply
 
 _SENT_BY_THE_SERVER = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
-
-
-class Outgoing:
-    """Lets a reply leave, through a recorder if by then a policy wants to see it.
-
-    What a handler made of a refusal by one of its own policies (a mounted application's error page, say) is dropped.
-    """
-
-    __slots__ = ("_admission", "_send", "started")
-
-    def __init__(self, admission: Admission, send: Send) -> None:
-        self._admission = admission
-        self._send = send
-        self.started = False
-
-    def __call__(self, message: Message) -> Awaitable[None]:
-        """Send a message on, unless the call is refused by now."""
-        # No coroutine of its own: nothing is awaited here, and every message of every reply comes by.
-        if not self.started:
-            if self._admission.verdict is not PROCEED:
-                return _drop()
-            if message["type"] == "http.response.start":
-                self.started = True
-                if self._admission.capture:
-                    self._send = Recorder(self._admission, self._send)
-        return self._send(message)
-
-
-async def _drop() -> None:
-    """Send nothing."""
 
 
 class Recorder:

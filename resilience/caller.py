@@ -24,7 +24,6 @@ def api_key(name: str = wire.API_KEY) -> Identify:
     Args:
         name: the metadata's name, lower-case.
     """
-
     usual = name in wire.SENT
 
     def identify(call: Call) -> str | None:
