@@ -13,13 +13,12 @@ from functools import partial
 from inspect import isasyncgenfunction, isawaitable, iscoroutine, iscoroutinefunction
 from threading import get_ident
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
 from grpc_interceptors.context import GuardedContext
 from grpc_interceptors.thread_context import ThreadContext, ThreadRequests
-from resilience.admission import running_admission
 
 _CHECK_SECONDS = 1.0  # How long a thread waits on a loop that may have been closed meanwhile.
 
@@ -74,7 +73,6 @@ class Bridge:
         "deadline",
         "ending",
         "finished",
-        "gone",
         "loop",
         "over",
     )
@@ -90,18 +88,13 @@ class Bridge:
         """Whether the handler ended by itself."""
         self.over = False
         """Whether the loop's side has ended: nothing more is sent or read."""
-        self.gone = False
-        """Whether the RPC itself has ended, maybe before a handler that must not be cut."""
         self._owner = get_ident()
         self._errands: set[asyncio.Task[Any]] = set()
         self._items: asyncio.Queue[tuple[Any, Future[None]] | None] = asyncio.Queue()
         self._offered: Future[None] | None = None
         # What the thread returned for the loop to await, which may have left meanwhile.
         self._unawaited: Coroutine[Any, Any, Any] | None = None
-        context.add_done_callback(self._leave)
-        admission = running_admission()
-        if admission is not None:
-            admission.from_thread = self.ask
+        context.admission.from_thread = self.ask
 
     # -- on the loop
 
@@ -145,14 +138,12 @@ class Bridge:
             self._unawaited.close()
         for errand in self._errands:
             errand.cancel()
+        self.context.admission.from_thread = _ask_nobody  # else each would keep the other until the next collection
 
     def cancel(self) -> None:
         """End the RPC although its handler runs on."""
         self.ending = (grpc.StatusCode.CANCELLED, "Cancelled by the server", ())
         self._items.put_nowait(None)
-
-    def _leave(self, _context: object) -> None:
-        self.gone = True
 
     def _start(self, executor: Executor, work: Callable[[], Any]) -> "asyncio.Future[Outcome]":
         job = self.loop.run_in_executor(executor, copy_context().run, self._told, work)
@@ -227,7 +218,8 @@ class Bridge:
         try:
             value = None if self.over else work()
         except BaseException as error:
-            return None, error
+            # An abort has left word, and its error would be a circle: with its frames, whose future keeps it.
+            return None, error if self.ending is None else None
         if iscoroutine(value):
             self._unawaited = value
             if self.over:
@@ -260,6 +252,10 @@ class Bridge:
         if not future.done() or future.cancelled():
             raise _over()
         return future.result()
+
+
+def _ask_nobody(_work: object) -> NoReturn:
+    raise _over()
 
 
 def _over() -> grpc.RpcError:

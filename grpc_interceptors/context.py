@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 from weakref import ref
 
@@ -77,7 +78,7 @@ class GuardedContext:
 
     async def send_held(self) -> None:
         """Send the recorded abort, if there is one and anybody to send it to. Raises what ``abort`` raises."""
-        if self._held and self.aborted and self._alive():
+        if self._held and self.aborted and self.is_alive():
             await self._end(self.status, self._details, self._merged())
 
     async def refuse(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> NoReturn:
@@ -115,7 +116,7 @@ class GuardedContext:
             raise ValueError("An RPC can't be aborted with OK; grpc would leave its client without a status")
         theirs = merged(self._theirs, checked(trailing_metadata))
         self.status, self._details, self.aborted, self._theirs = code, details, True, theirs
-        if self._held or not self._alive():
+        if self._held or not self.is_alive():
             raise AbortError(details)
         await self._end(code, details, self._merged())
 
@@ -162,7 +163,7 @@ class GuardedContext:
     def set_code(self, code: grpc.StatusCode) -> None:
         """Set the code that the RPC ends with if the handler returns."""
         self.status = None if code is grpc.StatusCode.OK else code
-        if self._alive():
+        if self.is_alive():
             self._context.set_code(code)
 
     def code(self) -> grpc.StatusCode | None:
@@ -172,7 +173,7 @@ class GuardedContext:
     def set_details(self, details: str) -> None:
         """Set the message that goes with the code."""
         self._details = details
-        if self._alive():
+        if self.is_alive():
             self._context.set_details(details)
 
     def details(self) -> str:
@@ -189,7 +190,7 @@ class GuardedContext:
 
     def time_remaining(self) -> float | None:
         """Return the seconds until the client's deadline, or None where it set none; 0 once the RPC is over."""
-        remaining: float | None = self._context.time_remaining() if self._alive() else 0.0
+        remaining: float | None = self._context.time_remaining() if self.is_alive() else 0.0
         return remaining
 
     def peer_identities(self) -> Any:
@@ -208,7 +209,8 @@ class GuardedContext:
         """Have ``callback`` called with this context once the RPC is over."""
         self._context.add_done_callback(lambda _context: callback(self))
 
-    def _alive(self) -> bool:
+    def is_alive(self) -> bool:
+        """Tell whether the RPC is not over yet, as far as is known; from any thread."""
         # grpc frees the call at the end of the RPC's own task, so from then on nothing of it may be touched.
         rpc = self._rpc()
         return self._live and rpc is not None and not rpc.done()
@@ -222,11 +224,14 @@ class GuardedContext:
             except InternalError:
                 # After an attempt at a status, grpc injects no cancellation any more.
                 self._over, self.departed = asyncio.CancelledError(), True
+            rpc = self._rpc()
+            if rpc is not None and self._over is not None:
+                rpc.add_done_callback(partial(_forget, self._over))
         raise self._over or AssertionError("abort returned")
 
     def _known(self) -> tuple[Any, Any, Mapping[str, Any]]:
         if self._identities is None:
-            if not self._alive():
+            if not self.is_alive():
                 return None, None, {}
             context = self._context
             self._identities = (context.peer_identities(), context.peer_identity_key(), context.auth_context())
@@ -238,3 +243,12 @@ class GuardedContext:
             fit_limits(admission)
         ours = tuple(admission.metadata)
         return merged(ours, self._theirs) if self._theirs else ours
+
+
+def _forget(error: BaseException, _rpc: object) -> None:
+    """Drop what an error remembers of its way, once its RPC is over.
+
+    grpc's state of the RPC keeps the error, and that the frames it has passed, which keep the state: some 65 objects of
+    each refused call would wait for the collector.
+    """
+    error.__traceback__ = error.__context__ = None

@@ -25,7 +25,7 @@ class Incoming:
     __slots__ = ("_context", "_message")
 
     def __init__(self, context: GuardedContext) -> None:
-        self._context = context
+        self._context: GuardedContext | None = context
         self._message: Any = _NOT_YET
 
     async def message(self) -> Any:
@@ -35,11 +35,16 @@ class Incoming:
             MalformedRequestError: the client ended its side without one.
         """
         if self._message is _NOT_YET:
-            message = await self._context.read()
+            message = await self._context.read() if self._context is not None else grpc.aio.EOF
             if message is grpc.aio.EOF:
                 raise missing()
             self._message = message
+            self.drop()
         return self._message
+
+    def drop(self) -> None:
+        """Read no more. The context keeps the call, which keeps this: a circle while this keeps the context."""
+        self._context = None
 
 
 class Requests:

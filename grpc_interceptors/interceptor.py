@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pool
 
 from grpc_interceptors.method import Handler, Method
 from grpc_interceptors.options import MethodPolicies
-from grpc_interceptors.serving import invocation
+from grpc_interceptors.serving import carried
 from grpc_interceptors.wrapping import wrap
 from resilience.errors import ConfigurationError
 from resilience.pipeline import Pipeline
@@ -92,11 +92,11 @@ class ResilienceInterceptor(grpc.aio.ServerInterceptor):
         name: str = handler_call_details.method
         known = self._wrapped.get(name)
         if known is not None and known[0] is handler:
-            invocation.set(handler_call_details.invocation_metadata)
+            carried.set(handler_call_details.invocation_metadata)
             return known[1]
         if handler is None or name[1:].partition("/")[0] in EXEMPT:
             return handler
-        invocation.set(handler_call_details.invocation_metadata)
+        carried.set(handler_call_details.invocation_metadata)
         method = Method.of(name, handler, self._policies)
         wrapped = wrap(method, handler, self._pipeline, self._executor, before_body=self._before_body)
         if len(self._wrapped) < _MOST_METHODS:

@@ -9,8 +9,9 @@ from typing import Any, NoReturn, Self
 import grpc
 from grpc.aio import AbortError, InternalError
 
-from grpc_interceptors.call import Pairs, call_from_context
+from grpc_interceptors.call import GrpcCall, Pairs
 from grpc_interceptors.context import GuardedContext
+from grpc_interceptors.encoding import bytes_of
 from grpc_interceptors.incoming import Incoming, Requests, drain
 from grpc_interceptors.malformed import Malformed, MalformedRequestError, undecodable
 from grpc_interceptors.method import Method
@@ -23,15 +24,13 @@ from resilience.verdict import PROCEED, Outcome, Reject, Replay, Reply, Verdict
 
 logger = logging.getLogger("resilience")
 
-invocation: ContextVar[Pairs | None] = ContextVar("resilience_invocation", default=None)
-"""The running RPC's metadata, from the interceptor to the handler in one task; asking the context costs 5 us more."""
+carried: "ContextVar[Pairs | Serving | None]" = ContextVar("resilience_rpc", default=None)
+"""From part to part of the running RPC, in one task: its metadata, from the interceptor to the handler (asking the
+context costs 5 us more), and then what serves it, from the handler to the serialiser."""
 
 _NO_MESSAGE = frozenset({Incoming, Malformed})
 
 _LONGEST = 366 * 86_400.0  # Seconds. What is over it is no deadline, and grpc's clients would take it for a past one.
-
-# From the handler to the serialiser of the same RPC, in one task.
-_serving: ContextVar["Serving | None"] = ContextVar("resilience_serving", default=None)
 
 
 class Serving:
@@ -55,9 +54,8 @@ class Serving:
     def __init__(
         self, method: Method, pipeline: Pipeline, asked: Asked, request: Any, context: Any, *, early: bool
     ) -> None:
-        pairs = invocation.get()
-        if pairs is None:
-            pairs = context.invocation_metadata()
+        known = carried.get()
+        pairs: Pairs = context.invocation_metadata() if known is None or isinstance(known, Serving) else known
         left = context.time_remaining()
         if left is not None and left < _LONGEST:
             self._deadline = monotonic() + left
@@ -69,50 +67,68 @@ class Serving:
         if early:
             request = Incoming(self.context)
         self.request = Requests(request, self.context) if method.request_streaming else request
-        call = call_from_context(method.name, pairs, peer, request, streaming=method.streaming, safe=method.safe)
+        call = GrpcCall(method.name, pairs, peer, request, streaming=method.streaming, safe=method.safe)
         self.admission = self.context.admission = pipeline.admit(call)
 
-    async def __aenter__(self) -> Self:
-        _serving.set(self)
+    async def admit(self) -> Verdict:
+        """Open the call and ask its policies. What it raises, a refusal included, ends the RPC by way of ``fail``."""
+        carried.set(self)
         admission, asked = self.admission, self._asked
+        admission.enter()
+        verdict = await admission.admit(self._pipeline.edge)
+        if self._deadline is not None and admission.context:
+            admission.context.set_deadline(self._deadline, monotonic)
+        if verdict is PROCEED and asked.core:
+            verdict = await admission.admit(asked.core)
+        if verdict is PROCEED and asked.specific is not None:
+            verdict = await asked.specific.admit(admission)
+        if verdict is PROCEED:
+            if type(self.request) in _NO_MESSAGE:
+                self.request = await _message(self.request)
+        elif isinstance(verdict, Reject):
+            await self._refuse(verdict)
+        if self._method.streaming:
+            self.context.tell()  # an interceptor further out may end it while it streams
+        return verdict
+
+    async def __aenter__(self) -> Self:
         try:
-            await admission.__aenter__()
-            if self._deadline is not None and admission.context:
-                admission.context.set_deadline(self._deadline, monotonic)
-            verdict = admission.verdict
-            if verdict is PROCEED and asked.core:
-                verdict = await admission.admit(asked.core)
-            if verdict is PROCEED and asked.specific is not None:
-                verdict = await asked.specific.admit(admission)
-            if verdict is PROCEED:
-                if type(self.request) in _NO_MESSAGE:
-                    self.request = await _message(self.request)
-            elif isinstance(verdict, Reject):
-                await self._refuse(verdict)
-            if self._method.streaming:
-                self.context.tell()  # an interceptor further out may end it while it streams
+            await self.admit()
         except BaseException as error:
-            await self._fail(error)
+            await self.fail(error)
             raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if error is not None:
-            await self._fail(error)
-            return
+            await self.fail(error)
+        elif self.is_unsettled():
+            await self.settle()
+
+    def is_unsettled(self) -> bool:
+        """Tell the RPC its trailers; close it, unless somebody waits to hear how it ended."""
         self.context.tell()
+        if self.admission.hooked:
+            return True
+        self.admission.close()
+        return False
+
+    async def settle(self) -> None:
+        """Tell how the RPC ended that raised nothing, and close it."""
         if self.context.status is not None or self.admission.verdict is not PROCEED:
             await self._settle(self._ended())
-        await self.admission.__aexit__(None)
+        await self.admission.leave()
 
     async def _refuse(self, reject: Reject) -> NoReturn:
         if self._method.request_streaming:
             await drain(self.request)
         await render_reject(reject, self.admission, self.context)
 
-    async def _fail(self, error: BaseException) -> None:
+    async def fail(self, error: BaseException) -> None:
         """End the RPC that ``error`` ends. Raises what shall leave in its place, if anything shall."""
         context, admission = self.context, self.admission
+        if isinstance(self.request, Incoming):
+            self.request.drop()
         if isinstance(error, InternalError):
             await self._fail_at_sending(error)
         cut = isinstance(error, asyncio.CancelledError) and (context.departed or _is_cancelled())
@@ -126,7 +142,7 @@ class Serving:
             self._log_failure(error)
         if isinstance(error, AbortError) or context.departed:
             await self._settle(self._ended())
-        await admission.__aexit__(None if isinstance(admission.verdict, Reject) else type(error))
+        await admission.leave(None if isinstance(admission.verdict, Reject) else type(error))
         if accident:
             # Exception text may hold anything; a CancelledError that leaked would leave the client without a status.
             await context.refuse(code, told)
@@ -139,10 +155,10 @@ class Serving:
             await self.context.refuse(grpc.StatusCode.INTERNAL, "Internal error")
         except AbortError:
             self._log_failure(error)
-            await self.admission.__aexit__(type(error))
+            await self.admission.leave(type(error))
             raise
         except asyncio.CancelledError:
-            await self.admission.__aexit__(asyncio.CancelledError)
+            await self.admission.leave(asyncio.CancelledError)
             raise
 
     def _log_failure(self, error: BaseException) -> None:
@@ -168,6 +184,14 @@ class Serving:
             return b""  # grpc asks last for the bytes of a lone reply, and then for the status
         self.context.tell()
         raise ResilienceError("Internal error") from error
+
+    async def answer_late(self, verdict: Verdict) -> Any:
+        """Answer as ``answer`` does, for a policy that was asked inside of the handler."""
+        try:
+            return await self.answer(verdict)
+        except BaseException as error:
+            await self.fail(error)
+            raise
 
     async def answer(self, verdict: Verdict) -> Any:
         """Return, or abort with, what a policy answers in the handler's place."""
@@ -198,6 +222,8 @@ class Serving:
             self.context.detach()
             task.add_done_callback(self._report)
             raise
+        finally:
+            del task  # else its error would keep this frame, and this frame the task
         self.stored = (message, data)
         return message
 
@@ -206,7 +232,7 @@ class Serving:
         try:
             message = await inner(self.request, self.context)
             self.context.insist()
-            data = b"" if self.context.status is not None else _bytes_of(message, self._method.serialize)
+            data = b"" if self.context.status is not None else bytes_of(message, self._method.serialize)
         except AbortError:
             await settle(self._outcome(b""))
             raise
@@ -236,33 +262,6 @@ async def _message(request: Any) -> Any:
     if isinstance(request, Malformed):
         raise undecodable()
     return request
-
-
-def guarded(serializer: Any, *, lone: bool) -> Any:
-    """Return what grpc shall encode replies with, or their stored bytes; ``lone`` where there is but one."""
-
-    def serialize(message: Any) -> bytes:
-        serving = _serving.get()
-        if serving is None:
-            return _bytes_of(message, serializer)
-        if serving.stored is not None and serving.stored[0] is message:
-            return serving.stored[1]
-        try:
-            return _bytes_of(message, serializer)
-        except Exception as error:
-            return serving.fail_to_serialize(error, lone=lone)
-
-    return serialize
-
-
-def _bytes_of(message: Any, serializer: Any) -> bytes:
-    if serializer is None or serializer is bytes:  # bytes(7) would be seven zeros
-        data = message.encode() if isinstance(message, str) else message  # as grpc does
-    else:
-        data = serializer(message)
-    if type(data) is not bytes:
-        raise TypeError(f"A reply must become bytes, not {type(data).__name__}")
-    return data
 
 
 def _is_cancelled() -> bool:

@@ -51,7 +51,7 @@ class ThreadContext:
 
     def is_active(self) -> bool:
         """Tell whether the RPC is not over yet."""
-        return not (self._rpc.over or self._rpc.gone)
+        return not self._rpc.over and self._context.is_alive()
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
         """Have ``callback`` called once the RPC is over, on the event loop, so that it must not block.

@@ -1,5 +1,5 @@
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hypothesis import settings
@@ -39,12 +39,18 @@ class Attempt:
 
 @dataclass
 class Life:
-    """What has happened to a key since it was last free."""
+    """What has happened to a key since it was last as good as new."""
 
-    owners: list[Attempt] = field(default_factory=list)
-    alive_until: float = 0.0
-    kept_until: float = 0.0
+    owner: Attempt
+    alive_until: float
+    kept_until: float
+    epoch: int = 1
     answered: bool = False
+    given_back: bool = False
+    """By an owner that had taken over: only the epoch is remembered."""
+
+    def is_owned_by(self, attempt: Attempt) -> bool:
+        return self.owner.token == attempt.token and not self.given_back
 
 
 class IdempotencyMachine(RuleBasedStateMachine):
@@ -93,16 +99,20 @@ class IdempotencyMachine(RuleBasedStateMachine):
         answer = self.claim(attempt, takeover)
         if life is None:
             assert answer == Claimed(1)
-            self.lives[attempt.key] = Life([attempt], now + LEASE, now + TTL)
+            self.lives[attempt.key] = Life(attempt, now + LEASE, now + TTL)
             return
-        owner = life.owners[-1]
+        owner = life.owner
+        if life.given_back:
+            assert answer == Claimed(life.epoch + 1)
+            self.lives[attempt.key] = Life(attempt, now + LEASE, now + TTL, life.epoch + 1)
+            return
         same_door = owner.print[:5] == attempt.print[:5]
         if same_door and owner.print != attempt.print:
             assert answer == Mismatched()
         elif life.answered:
             assert answer == Completed(owner.reply)
         elif owner.token == attempt.token:
-            assert answer == Claimed(len(life.owners))
+            assert answer == Claimed(life.epoch)
             life.alive_until, life.kept_until = now + LEASE, now + TTL
         elif now < life.alive_until:
             assert isinstance(answer, InProgress)
@@ -110,15 +120,14 @@ class IdempotencyMachine(RuleBasedStateMachine):
         elif takeover == "refuse":
             assert answer == Abandoned()
         else:
-            life.owners.append(attempt)
-            assert answer == Claimed(len(life.owners))
-            life.alive_until, life.kept_until = now + LEASE, now + TTL
+            assert answer == Claimed(life.epoch + 1)
+            self.lives[attempt.key] = Life(attempt, now + LEASE, now + TTL, life.epoch + 1)
 
     @rule(attempt=attempts)
     def renews(self, attempt: Attempt) -> None:
         now, life = self.clock(), self.life(attempt.key)
         renewed = at_once(self.store.renew(attempt.key, attempt.token, lease=LEASE, ttl=TTL))
-        owns = life is not None and life.owners[-1].token == attempt.token and not life.answered
+        owns = life is not None and life.is_owned_by(attempt) and not life.answered
         assert renewed == owns
         if life is not None and owns:
             life.alive_until, life.kept_until = now + LEASE, now + TTL
@@ -129,29 +138,33 @@ class IdempotencyMachine(RuleBasedStateMachine):
         stored = at_once(self.store.complete(attempt.key, attempt.token, attempt.print, attempt.reply, ttl=TTL))
         if life is None:
             assert stored  # better a late record than a second run
-            self.lives[attempt.key] = Life([attempt], now, now + TTL, answered=True)
+            self.lives[attempt.key] = Life(attempt, now, now + TTL, answered=True)
             return
-        owns = life.owners[-1].token == attempt.token
-        assert stored == owns
-        if owns:
-            life.answered, life.kept_until = True, now + TTL
+        may = life.given_back or life.is_owned_by(attempt)
+        assert stored == may
+        if may:
+            self.lives[attempt.key] = Life(attempt, now, now + TTL, life.epoch, answered=True)
 
     @rule(attempt=attempts)
     def releases(self, attempt: Attempt) -> None:
-        life = self.life(attempt.key)
+        now, life = self.clock(), self.life(attempt.key)
         freed = at_once(self.store.release(attempt.key, attempt.token))
-        owns = life is not None and life.owners[-1].token == attempt.token and not life.answered
+        owns = life is not None and life.is_owned_by(attempt) and not life.answered
         assert freed == owns
-        if owns:
+        if life is None or not owns:
+            return
+        if life.epoch == 1:
             del self.lives[attempt.key]
+        else:  # whoever was given up may still be at work: no epoch comes again
+            life.given_back, life.kept_until = True, now + TTL
 
     @invariant()
     def at_most_one_owner_is_alive_and_an_answer_stays(self) -> None:
         for key in KEYS:
             life = self.life(key)
-            if life is None:
+            if life is None or life.given_back:
                 continue
-            owner = life.owners[-1]
+            owner = life.owner
             stranger = Attempt(key, "stranger", owner.print, None)
             answer = self.claim(stranger, "refuse")  # it can't be granted, hence changes nothing
             if life.answered:

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct, Value
 
-from grpc_interceptors.call import InvocationMetadata, address_of, call_from_context
+from grpc_interceptors.call import GrpcCall, InvocationMetadata, address_of
 from grpc_interceptors.render import CODES, kept_trailers, replayed_trailers
 from resilience import Call, PayloadTooLargeError, Reason, Reply, wire
 from resilience.caller import by_address
@@ -72,7 +72,7 @@ def test_a_binary_value_reads_as_text_byte_for_byte() -> None:
 
 
 def build(request: Any = b"", *, peer: str = "ipv4:10.0.0.1:5000", streaming: bool = False, safe: bool = False) -> Call:
-    return call_from_context(METHOD, (("x-a", "1"),), peer, request, streaming=streaming, safe=safe)
+    return GrpcCall(METHOD, (("x-a", "1"),), peer, request, streaming=streaming, safe=safe)
 
 
 @pytest.mark.parametrize("streaming", [True, False])
