@@ -17,7 +17,8 @@ from benchmarks.budgets import PROMISES
 from benchmarks.chart import draw
 from benchmarks.machine import describe
 from benchmarks.progress import Progress
-from benchmarks.report import Section, as_text, budget_table, from_json, results_page, tally
+from benchmarks.reasons import missed
+from benchmarks.report import Section, as_text, as_text_of_missed, budget_table, from_json, results_page, tally
 
 HERE = Path(__file__).parent
 RESULTS, CHART = HERE / "RESULTS.md", HERE.parent / "docs" / "benchmarks.svg"
@@ -38,6 +39,7 @@ SUITES = {
     "http": Suite("http_report", 60, 26),
     "grpc": Suite("grpc", 70, 14),
     "idempotency": Suite("idempotency_report", 95, 14),
+    "profiles": Suite("profiles", 35, 8),
     "scale": Suite("scale", 150, 20),
     "load": Suite("load", 175, 28),
 }
@@ -108,6 +110,8 @@ def main() -> int:
     sections, failed = asyncio.run(run(names, quick=arguments.quick))
     found = {name: figure for section in sections for name, figure in section.found.items()}
     print(as_text(budget_table(found)))
+    for late in missed(found):
+        print(f"{as_text_of_missed(late)}\n")
     for why in failed:
         print(f"FAILED: {why}")
     if len(names) == len(SUITES) and not arguments.quick and not failed:

@@ -8,7 +8,7 @@ import argparse
 import asyncio
 import os
 import platform
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.peers import PEERS, Build, fastapi_app
 from benchmarks.rounds import CALLERS, Candidate, Exchange, Figure, measure, scope_of
+from benchmarks.yardsticks import YARDSTICKS
 from http_middleware import ResilienceMiddleware, install
 from http_middleware.routes import RouteTable
 from resilience import HealthChecker, IdempotencyPolicy, MemoryStore, Pipeline, Policy, RateLimitPolicy, Selective
@@ -27,6 +28,7 @@ MANY = 1_000_000_000
 ABSENT = "not installed: uv pip install -r benchmarks/requirements-peers.in"
 CONTEXT, LIMIT, KEYS, ALL = "context", "context, limit", "context, limit, keys (none sent)", "all four policies"
 ALONE, BY_KEY = "limit alone", "all four, callers with an API key"
+BARE = "bare FastAPI route"
 NEW, REPLAY = "idempotency alone, a new key", "idempotency alone, a replay"
 EXTRA = {BY_KEY: "api key", NEW: "new", REPLAY: "old"}
 
@@ -77,6 +79,7 @@ def over_raw() -> tuple[dict[str, Candidate], Table]:
     for row in (CONTEXT, LIMIT, KEYS, ALL, BY_KEY):
         guarded = ResilienceMiddleware(raw, pipeline(row, MemoryStore(), MANY), routes=routes, health=health(row))
         found[f"+ {row}"] = Candidate(guarded, EXTRA.get(row, ""))
+    found |= {name: Candidate(layer(raw)) for name, layer in YARDSTICKS.items()}
     missing: Table = {}
     for peer in PEERS:
         if peer.layer is not None:
@@ -87,14 +90,23 @@ def over_raw() -> tuple[dict[str, Candidate], Table]:
     return found, missing
 
 
+def layered(layer: Callable[[ASGIApp], ASGIApp]) -> ASGIApp:
+    """Return a FastAPI route with a yardstick among its middleware."""
+    app = fastapi_app()
+    app.add_middleware(layer)
+    return app
+
+
 async def over_fastapi(
     stack: AsyncExitStack, rows: tuple[str, ...], redis: str | None
 ) -> tuple[dict[str, Candidate], Table]:
     """Open what stands around a FastAPI route, ours and theirs, each after a look at whether it does what it says."""
-    found = {"bare FastAPI route": Candidate(fastapi_app())}
+    found = {BARE: Candidate(fastapi_app())}
     for row in rows:
         await check(ours(row), redis, limits=row not in (CONTEXT, NEW, REPLAY))
         found[f"+ {row}"] = Candidate(await stack.enter_async_context(ours(row)(MANY, redis)), EXTRA.get(row, ""))
+    if redis is None:
+        found |= {name: Candidate(layered(layer)) for name, layer in YARDSTICKS.items()}
     missing: Table = {}
     for peer in PEERS:
         if (redis is None and peer.stores == "r") or (redis and not peer.stores):
@@ -166,6 +178,12 @@ def added(table: Table, row: str, base: str | None = None) -> float | None:
     """Return the CPU that one row adds to another, the first one if not told which."""
     one, other = table.get(row), table.get(base or next(iter(table)))
     return one.cpu - other.cpu if isinstance(one, Figure) and isinstance(other, Figure) else None
+
+
+def cost(table: Table) -> float | None:
+    """Return the CPU that the bare application of a table takes."""
+    bare = next(iter(table.values()), None)
+    return bare.cpu if isinstance(bare, Figure) else None
 
 
 def faster(table: Table, row: str, than: str) -> float | None:

@@ -1,9 +1,11 @@
 """What ``benchmarks.http`` measures, for a report."""
 
-from benchmarks.http import ALL, ALONE, CONTEXT, KEYS, LIMIT, Found, Table, added, collect, faster, share
+from benchmarks.http import ALL, ALONE, BARE, CONTEXT, KEYS, LIMIT, Found, Table, added, collect, cost, faster, share
+from benchmarks.reasons import PEERS
 from benchmarks.report import Bar, Panel, Row, Section, Whose
 from benchmarks.report import Table as Reported
 from benchmarks.rounds import Figure
+from benchmarks.yardsticks import UNCHECKED_IDS, WRAPPED_SEND
 
 
 def reported(title: str, table: Table) -> Reported:
@@ -35,9 +37,20 @@ def _findings(found: Found) -> dict[str, float]:
         "http.context": added(found.plain, f"+ {CONTEXT}"),
         "http.unkeyed": added(found.plain, f"+ {KEYS}", f"+ {LIMIT}"),
         "http.share": share(found.route),
+        # What the budgets that are missed are explained with.
+        "raw.wrapped": added(found.plain, WRAPPED_SEND),
+        "raw.ids": added(found.plain, UNCHECKED_IDS),
+        "route.wrapped": added(found.route, WRAPPED_SEND),
+        "route.ids": added(found.route, UNCHECKED_IDS),
+        "route.context": added(found.route, f"+ {CONTEXT}"),
+        "route.all": added(found.route, f"+ {ALL}"),
+        "route.bare": cost(found.route),
+        "crowd.bare": cost(found.crowd),
+        "crowd.limit": added(found.crowd, f"+ {ALONE}"),
     }
-    for peer in ("slowapi", "throttled-py", "fastapi-redis-sdk", "fastapi-limiter"):
+    for peer in PEERS:
         held[f"http.{peer}"] = faster(found.crowd, f"+ {ALONE}", peer)
+        held[f"free.{peer}"] = faster(found.crowd, BARE, peer)
     return {name: figure for name, figure in held.items() if figure is not None}
 
 

@@ -2,16 +2,27 @@
 
 from contextlib import AsyncExitStack
 
-from benchmarks.http import Table, added
+from benchmarks.http import BARE, Table, added, cost
 from benchmarks.http_report import reported
-from benchmarks.idempotency import CONTEXT, KEYED, NEW, OURS, REPLAY, floors, keyed, over_raw, round_trips
+from benchmarks.idempotency import (
+    CONTEXT,
+    KEYED,
+    LINK_SETS,
+    NEW,
+    OURS,
+    REPLAY,
+    SETS,
+    floors,
+    keyed,
+    over_raw,
+    round_trips,
+)
 from benchmarks.peers import fastapi_app
 from benchmarks.report import Bar, Panel, Row, Section
 from benchmarks.report import Table as Reported
 from benchmarks.rounds import Candidate, Figure, measure
 from tests.support.redis_servers import RedisServer, binaries
 
-BARE = "bare FastAPI route"
 OURS_NEW, OURS_REPLAY = f"{OURS.distribution}, {NEW}", f"{OURS.distribution}, {REPLAY}"
 
 
@@ -43,6 +54,10 @@ async def run(*, quick: bool) -> Section:
         "idempotency.new": added(crowd, OURS_NEW) if crowd else None,
         "idempotency.replay": added(crowd, OURS_REPLAY) if crowd else None,
         "idempotency.unkeyed": added(plain, f"+ {KEYED}", f"+ {CONTEXT}"),
+        "new.memory": added(memory, OURS_NEW),
+        "new.link": added(crowd, LINK_SETS) if crowd else None,
+        "new.redis-py": added(crowd, SETS) if crowd else None,
+        "new.bare": cost(crowd),
         "trips.new": trips.get(OURS_NEW),
         "trips.replay": trips.get(OURS_REPLAY),
     }

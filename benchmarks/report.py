@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from textwrap import wrap
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.budgets import PROMISES, Part, Promise, Verdict
+from benchmarks.reasons import Missed, missed
 
 Whose = Literal["bare", "ours", "peer"]
 
@@ -147,6 +149,19 @@ def tally(promises: Sequence[Promise], found: dict[str, float]) -> str:
     return f"{met} of {len(verdicts)} met, {missed} missed" + (f", {unmeasured} not measured" if unmeasured else "")
 
 
+def as_text_of_missed(late: Missed) -> str:
+    """Return why a budget was missed, for a terminal."""
+    return "\n".join(wrap(f"MISSED: {late.promise.what}. {late.why}", 118, subsequent_indent="  "))
+
+
+def as_markdown_of_missed(late: Missed, found: dict[str, float], profile: Table | None) -> str:
+    """Return what was missed, by how much, why, and where the time goes, for a page."""
+    figures = [_part(part.what, part, found, part.verdict(found)) for part in late.promise.parts]
+    told = "; ".join(f"{row.name.removeprefix(': ')}, found {number(row.figures[1])} ({row.note})" for row in figures)
+    lines = [f"### Missed: {late.promise.what}", "", f"{told}.", "", late.why, ""]
+    return "\n".join([*lines, *([as_markdown(profile).replace("### ", "#### ")] if profile else [])])
+
+
 def results_page(machine: Sequence[tuple[str, str]], sections: Sequence[Section], chart: str) -> str:
     """Return RESULTS.md.
 
@@ -158,7 +173,12 @@ def results_page(machine: Sequence[tuple[str, str]], sections: Sequence[Section]
     found = {name: figure for section in sections for name, figure in section.found.items()}
     parts = ["# Results", "", f"Written by `./dev bench`. {_CAPTION}", "", f"![What one call costs]({chart})", ""]
     parts += ["## Budgets", "", as_markdown(budget_table(found)).partition("\n\n")[2]]
+    profiles = {table.title: table for section in sections for table in section.tables}
+    for late in missed(found):
+        parts += [as_markdown_of_missed(late, found, profiles.get(late.profile)), ""]
     parts += ["## Machine", "", _cells(["", ""]), _cells(["---", "---"]), *map(_cells, machine), ""]
+    shown = {late.profile for late in missed(found)}
     for section in sections:
-        parts += [f"## {section.title}", "", *map(as_markdown, section.tables)]
+        tables = [as_markdown(table) for table in section.tables if table.title not in shown]
+        parts += [f"## {section.title}", "", *tables] if tables else []
     return "\n".join(parts).rstrip() + "\n"

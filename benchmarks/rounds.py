@@ -100,7 +100,8 @@ def extra_of(kind: str, number: int) -> tuple[tuple[bytes, bytes], ...]:
             return ()
 
 
-async def _round(candidate: Candidate, seconds: float, tasks: int) -> Figure:
+async def one_round(candidate: Candidate, seconds: float, tasks: int) -> Figure:
+    """Send requests for so many seconds, by so many tasks at once; return the mean cost of one."""
     app, kind = candidate
     done = refused = 0
     started, cpu = perf_counter(), process_time()
@@ -132,7 +133,7 @@ async def measure(
     for turn in range(rounds + 1):
         print(f"\r  {title}: round {turn} of {rounds} ", end="", file=sys.stderr, flush=True)
         for name, candidate in candidates.items():
-            figure = await _round(candidate, seconds, tasks)
+            figure = await one_round(candidate, seconds, tasks)
             if turn:
                 seen[name].append(figure)
     print("\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)
